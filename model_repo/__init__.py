@@ -1,0 +1,1 @@
+"""What runs inside Triton (`runtime`), and what writes the repository it runs from (`emit`)."""

@@ -1,0 +1,5 @@
+"""The engine loop and everything it needs, portable: standard library, numpy, onnxruntime, tokenizers.
+
+An emitted model repository carries a copy of this package as `slipway_runtime`, so it imports nothing of
+the other folders and only imports itself relatively.
+"""

@@ -1,0 +1,209 @@
+"""The decoder and encoder contracts: what a compiled engine takes and gives, by name, dtype and shape.
+
+Export, plugins, runtime and tests all read the contract from here. One decoder graph serves prefill and
+decode: the tokens of all sequences of a step lie packed, sequence after sequence. Standard library and
+numpy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import BadInput
+
+Dim = int | str
+"""A fixed size, or the name of a size known only at run time."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of an engine: numpy dtype name, dimensions, and what it means."""
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...]
+    meaning: str
+
+
+STEP_INPUTS: tuple[TensorSpec, ...] = (
+    TensorSpec("input_ids", "int32", ("tokens",), "the step's tokens, sequence after sequence"),
+    TensorSpec("position_ids", "int32", ("tokens",), "position of each token in its sequence"),
+    TensorSpec(
+        "cu_seqlens",
+        "int32",
+        ("batch + 1",),
+        "start of each sequence in `tokens`; the last element is at most tokens: rows beyond it are padding "
+        "up to a bucket, slot -1, never read",
+    ),
+    TensorSpec("past_lens", "int32", ("batch",), "tokens in the cache before this step"),
+    TensorSpec(
+        "block_table", "int32", ("batch", "max_blocks"), "cache blocks of each sequence, -1 beyond its end"
+    ),
+    TensorSpec(
+        "slot_mapping",
+        "int32",
+        ("tokens",),
+        "block * block_size + offset where each new key/value goes; -1 writes nothing",
+    ),
+    TensorSpec(
+        "logits_indices", "int32", ("selected",), "rows of `tokens` whose logits are wanted, at least one"
+    ),
+)
+LOGITS = TensorSpec("logits", "float32", ("selected", "vocab"), "logits of the selected rows")
+
+
+def key_cache(layer: int) -> str:
+    """Name of layer `layer`'s key pool, [num_blocks, block_size, kv_heads, key_dim]."""
+    return f"key_cache_{layer}"
+
+
+def value_cache(layer: int) -> str:
+    """Name of layer `layer`'s value pool, [num_blocks, block_size, kv_heads, value_dim]."""
+    return f"value_cache_{layer}"
+
+
+def key_cache_out(layer: int) -> str:
+    """Name of the key pool as an output (exported graphs; engines write in place and drop it)."""
+    return f"key_cache_out_{layer}"
+
+
+def value_cache_out(layer: int) -> str:
+    """Name of the value pool as an output (exported graphs; engines write in place and drop it)."""
+    return f"value_cache_out_{layer}"
+
+
+@dataclass(frozen=True)
+class KVSpec:
+    """What one layer keeps for each token: `group` shares a block table; `window` 0 means the whole past."""
+
+    group: int
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    window: int
+    dtype: str
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of keys and values that one token takes in this layer."""
+        return self.kv_heads * (self.key_dim + self.value_dim) * KV_DTYPE_BYTES[self.dtype]
+
+
+KV_DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
+"""Pool dtypes that engines have today, with the bytes of one element."""
+
+
+def decoder_inputs(kv: Sequence[KVSpec]) -> tuple[TensorSpec, ...]:
+    """All inputs of a decoder with these layers, in graph order: step tensors, then two pools a layer."""
+    pools: list[TensorSpec] = []
+    for layer, spec in enumerate(kv):
+        head = ("num_blocks", "block_size", spec.kv_heads)
+        pools.append(TensorSpec(key_cache(layer), spec.dtype, (*head, spec.key_dim), f"layer {layer}'s keys"))
+        pools.append(
+            TensorSpec(value_cache(layer), spec.dtype, (*head, spec.value_dim), f"layer {layer}'s values")
+        )
+    return (*STEP_INPUTS, *pools)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an engine can hold: tokens, sequences, blocks. `max_length` counts prompt and completion together."""
+
+    max_batch: int
+    token_budget: int
+    max_length: int
+    block_size: int
+    num_blocks: int
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not isinstance(value, int) or value < 1:
+                raise BadInput(f"limit {name} is {value!r}; it must be a positive whole number")
+        if self.num_blocks * self.block_size < self.max_length:
+            raise BadInput(
+                f"{self.num_blocks} blocks of {self.block_size} tokens cannot hold one sequence of "
+                f"{self.max_length} tokens; raise num_blocks (or kv_cache_bytes) or lower max_length"
+            )
+
+    @property
+    def max_blocks(self) -> int:
+        """Blocks that the longest sequence takes: the width of the block table."""
+        return -(-self.max_length // self.block_size)
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """The `engine` section of a compiled engine's manifest: all that the runtime needs to know to run it.
+
+    `graph` and `plugin` are paths relative to the engine's folder. `threads` 0 means all cores. `features`
+    names what the engine has beyond the plain contract (none yet). Decoders have `kv` and `limits`; encoders
+    have `hidden_size`, and `max_length` in tokens.
+    """
+
+    kind: Literal["decoder", "encoder"]
+    name: str
+    target: str
+    precision: str
+    graph: str
+    plugin: str | None
+    vocab_size: int
+    max_length: int
+    end_token_ids: tuple[int, ...] = ()
+    features: tuple[str, ...] = ()
+    kv: tuple[KVSpec, ...] = ()
+    limits: Limits | None = None
+    hidden_size: int | None = None
+    encoder_inputs: tuple[str, ...] = ()
+    threads: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `from_dict` reads them back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> EngineSpec:
+        """The inverse of `to_dict`. Raises BadInput when fields are missing or unknown."""
+        try:
+            values = dict(data)
+            values["kv"] = tuple(KVSpec(**spec) for spec in values.get("kv", ()))
+            values["limits"] = Limits(**values["limits"]) if values.get("limits") else None
+            for name in ("end_token_ids", "features", "encoder_inputs"):
+                values[name] = tuple(values.get(name, ()))
+            return cls(**values)
+        except (TypeError, KeyError) as error:
+            raise BadInput(
+                f"the engine section of the manifest does not fit this version: {error}; build it again"
+            ) from error
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of cache that one token takes over all layers."""
+        return sum(spec.bytes_per_token for spec in self.kv)
+
+    @property
+    def decoder_limits(self) -> Limits:
+        """The limits of a decoder. Raises BadInput for an encoder."""
+        if self.limits is None:
+            raise BadInput(f"engine {self.name!r} is of kind {self.kind}; a decoder is needed here")
+        return self.limits
+
+
+Int32Array = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class StepTensors:
+    """The step inputs of one engine call as numpy int32 arrays, named and shaped as in `STEP_INPUTS`."""
+
+    input_ids: Int32Array
+    position_ids: Int32Array
+    cu_seqlens: Int32Array
+    past_lens: Int32Array
+    block_table: Int32Array
+    slot_mapping: Int32Array
+    logits_indices: Int32Array
