@@ -112,7 +112,7 @@ def decoder_inputs(kv: Sequence[KVSpec]) -> tuple[TensorSpec, ...]:
 
 @dataclass(frozen=True)
 class Limits:
-    """What an engine can hold: tokens, sequences, blocks. `max_length` counts prompt and completion together."""
+    """What an engine can hold: tokens, sequences, blocks. `max_length` counts prompt and completion."""
 
     max_batch: int
     token_budget: int

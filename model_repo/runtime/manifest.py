@@ -1,6 +1,6 @@
 """The manifest: what a stage was given, what it made, with what, and how to make it again.
 
-JSON, one schema. A manifest lies beside its artifact as `<stage>.json`. The runtime reads an engine's manifest
+JSON, one schema. A manifest lies beside its artifact as `<stage>.json`. The runtime reads engines' manifests
 too, so the schema lives here; standard library only.
 """
 
