@@ -1,0 +1,165 @@
+"""What `slipway::PagedAttention` means: float32, one request after the other, no tricks.
+
+Paged attention: Kwon et al. 2023, https://arxiv.org/abs/2309.06180. Softcap: Gemma 2. Sinks: a logit a head
+that takes part in the softmax and has no value (gpt-oss). ALiBi: https://arxiv.org/abs/2108.12409.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .rotary import apply_rotary
+
+
+def paged_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    cu_seqlens: Tensor,
+    past_lens: Tensor,
+    block_table: Tensor,
+    slot_mapping: Tensor,
+    *,
+    head_sink: Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
+    scale: float = 0.0,
+    softcap: float = 0.0,
+    local_window_size: int = -1,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Writes the new keys and values into copies of the pools, then attends, request by request.
+
+    query [tokens, heads, head_dim], key [tokens, kv_heads, head_dim], value [tokens, kv_heads, value_dim];
+    pools, lengths, block table and slots as in `plugins.schemas.PAGED_ATTENTION`. Token t of sequence b has
+    position past_lens[b] + t - cu_seqlens[b] and sees the cache rows of its sequence up to its own position.
+    Returns (output [tokens, heads, value_dim] in query's dtype, key pool, value pool).
+    """
+    scale = scale or float(query.shape[-1]) ** -0.5
+    key_cache, value_cache = key_cache.clone(), value_cache.clone()
+    written = slot_mapping >= 0
+    slots = slot_mapping[written].long()
+    key_cache.view(-1, *key_cache.shape[2:])[slots] = key[written].to(key_cache.dtype)
+    value_cache.view(-1, *value_cache.shape[2:])[slots] = value[written].to(value_cache.dtype)
+
+    output = query.new_zeros(query.shape[0], query.shape[1], value_cache.shape[3])
+    block_size = key_cache.shape[1]
+    for sequence in range(past_lens.shape[0]):
+        start, end = int(cu_seqlens[sequence]), int(cu_seqlens[sequence + 1])
+        if start == end:
+            continue
+        length = int(past_lens[sequence]) + end - start
+        blocks = block_table[sequence, : -(-length // block_size)].long()
+        output[start:end] = causal_attention(
+            query[start:end].float(),
+            key_cache[blocks].flatten(0, 1)[:length].float(),
+            value_cache[blocks].flatten(0, 1)[:length].float(),
+            head_sink=head_sink,
+            alibi_slopes=alibi_slopes,
+            scale=scale,
+            softcap=softcap,
+            local_window_size=local_window_size,
+        ).to(query.dtype)
+    return output, key_cache, value_cache
+
+
+def causal_attention(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    *,
+    head_sink: Tensor | None,
+    alibi_slopes: Tensor | None,
+    scale: float,
+    softcap: float,
+    local_window_size: int,
+) -> Tensor:
+    """One sequence: the queries are its last positions. All float32.
+
+    query [new, heads, head_dim], keys [length, kv_heads, head_dim], values [length, kv_heads, value_dim];
+    heads is a multiple of kv_heads (query head h reads key head h // (heads / kv_heads)).
+    Returns [new, heads, value_dim].
+    """
+    new, heads, _ = query.shape
+    length = keys.shape[0]
+    group = heads // keys.shape[1]
+    keys = keys.repeat_interleave(group, dim=1)
+    values = values.repeat_interleave(group, dim=1)
+    query_positions = torch.arange(length - new, length)[:, None]
+    key_positions = torch.arange(length)[None, :]
+
+    scores = torch.einsum("qhd,khd->hqk", query, keys) * scale
+    if softcap > 0:
+        scores = softcap * torch.tanh(scores / softcap)
+    if alibi_slopes is not None:
+        scores = scores + alibi_slopes.float()[:, None, None] * (key_positions - query_positions)
+    visible = key_positions <= query_positions
+    if local_window_size >= 0:
+        visible &= key_positions > query_positions - local_window_size
+    scores = scores.masked_fill(~visible, float("-inf"))
+    if head_sink is not None:
+        sink = head_sink.float()[:, None, None].expand(heads, new, 1)
+        scores = torch.cat([scores, sink], dim=-1)
+    probabilities = torch.softmax(scores, dim=-1)[..., :length]
+    return torch.einsum("hqk,khd->qhd", probabilities, values)
+
+
+@dataclass(frozen=True)
+class PagedAttentionNode:
+    """The operator as a node of a graph sees it: flat rows, packed or apart, with rotary embedding.
+
+    The attributes are those of `plugins.schemas.PAGED_ATTENTION`.
+    """
+
+    num_heads: int
+    kv_num_heads: int
+    scale: float = 0.0
+    softcap: float = 0.0
+    do_rotary: int = 0
+    rotary_interleaved: int = 0
+    local_window_size: int = -1
+
+    def __call__(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Takes inputs by their schema name. Returns (output [tokens, num_heads * value_dim], pools)."""
+        query, key, value = self._split(inputs)
+        if self.do_rotary:
+            cos, sin, positions = inputs["cos_cache"], inputs["sin_cache"], inputs["position_ids"]
+            interleaved = bool(self.rotary_interleaved)
+            query = apply_rotary(query, cos, sin, positions, interleaved=interleaved)
+            key = apply_rotary(key, cos, sin, positions, interleaved=interleaved)
+        output, key_cache, value_cache = paged_attention(
+            query,
+            key,
+            value,
+            inputs["key_cache"],
+            inputs["value_cache"],
+            inputs["cumulative_sequence_length"],
+            inputs["past_seqlens"],
+            inputs["block_table"],
+            inputs["slot_mapping"],
+            head_sink=inputs.get("head_sink"),
+            alibi_slopes=inputs.get("alibi_slopes"),
+            scale=self.scale,
+            softcap=self.softcap,
+            local_window_size=self.local_window_size,
+        )
+        return output.flatten(1).to(inputs["query"].dtype), key_cache, value_cache
+
+    def _split(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """query, key and value as [tokens, heads, size]."""
+        query = inputs["query"]
+        tokens = query.shape[0]
+        if "key" in inputs:
+            key, value = inputs["key"], inputs["value"]
+        else:
+            head_dim = inputs["key_cache"].shape[3]
+            rows = [self.num_heads * head_dim, self.kv_num_heads * head_dim, self.kv_num_heads * head_dim]
+            query, key, value = torch.split(query, rows, dim=1)
+        return (
+            query.reshape(tokens, self.num_heads, -1),
+            key.reshape(tokens, self.kv_num_heads, -1),
+            value.reshape(tokens, self.kv_num_heads, -1),
+        )

@@ -1,0 +1,222 @@
+"""The operators of domain `slipway`: inputs, attributes and outputs, described once.
+
+The ONNX translation of the export, the lowerings and the tests read the operators from here; the kernels
+(`plugins/cpu`) implement what is written here. `onnx_schema` and `onnxscript_op` give the same description
+as onnx's and onnxscript's own objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import onnx
+    import onnxscript.values
+
+DOMAIN = "slipway"
+VERSION = 1
+
+TYPE_CONSTRAINTS: Mapping[str, tuple[str, ...]] = {
+    "T": ("tensor(float)", "tensor(float16)", "tensor(bfloat16)"),
+    "TCache": ("tensor(float)", "tensor(float16)", "tensor(bfloat16)"),
+    "Scale": ("tensor(float)",),
+    "Int": ("tensor(int32)",),
+    "Bool": ("tensor(bool)",),
+}
+"""Type variables of the operators: each stands for one of these tensor types."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """An input or output: its type variable (`TYPE_CONSTRAINTS`), its shape in words, and what it means."""
+
+    name: str
+    type: str
+    shape: str
+    meaning: str
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """An attribute with its default; None means that it must be given."""
+
+    name: str
+    kind: Literal["int", "float"]
+    default: int | float | None
+    meaning: str
+
+
+@dataclass(frozen=True)
+class OperatorSchema:
+    """One operator. The order of inputs and outputs is that of an ONNX node."""
+
+    name: str
+    meaning: str
+    inputs: tuple[Parameter, ...]
+    outputs: tuple[Parameter, ...]
+    attributes: tuple[Attribute, ...]
+
+    def input_index(self, name: str) -> int:
+        """Place of the input `name` in a node. Raises KeyError when there is none."""
+        for index, parameter in enumerate(self.inputs):
+            if parameter.name == name:
+                return index
+        raise KeyError(f"{self.name} has no input {name!r}; it has {[p.name for p in self.inputs]}")
+
+
+PAGED_ATTENTION = OperatorSchema(
+    name="PagedAttention",
+    meaning="Rotary embedding, writing of the step's keys and values into the pools, and causal attention of "
+    "each token to its own sequence through the block table. The tokens of all sequences lie packed.",
+    inputs=(
+        Parameter(
+            "query",
+            "T",
+            "[tokens, num_heads * head_dim]",
+            "or packed query, key and value [tokens, (num_heads + 2 * kv_num_heads) * head_dim], with key "
+            "and value absent",
+        ),
+        Parameter("key", "T", "[tokens, kv_num_heads * head_dim]", "new keys", optional=True),
+        Parameter("value", "T", "[tokens, kv_num_heads * value_dim]", "new values", optional=True),
+        Parameter("key_cache", "TCache", "[num_blocks, block_size, kv_num_heads, head_dim]", "key pool"),
+        Parameter("value_cache", "TCache", "[num_blocks, block_size, kv_num_heads, value_dim]", "value pool"),
+        Parameter(
+            "cumulative_sequence_length",
+            "Int",
+            "[batch + 1]",
+            "start of each sequence in `tokens`; first 0; rows from the last element on are padding, whose "
+            "output is zero",
+        ),
+        Parameter("past_seqlens", "Int", "[batch]", "tokens in the cache before this step"),
+        Parameter("block_table", "Int", "[batch, max_blocks]", "blocks of each sequence; -1 beyond its end"),
+        Parameter("cos_cache", "T", "[max_positions, rotary_dim / 2]", "with do_rotary", optional=True),
+        Parameter("sin_cache", "T", "[max_positions, rotary_dim / 2]", "with do_rotary", optional=True),
+        Parameter(
+            "slot_mapping",
+            "Int",
+            "[tokens]",
+            "block * block_size + offset where each new key and value goes; -1 writes nothing",
+        ),
+        Parameter("head_sink", "T", "[num_heads]", "one more logit in each head's softmax", optional=True),
+        Parameter("q_norm_weight", "T", "[head_dim]", "reserved", optional=True),
+        Parameter("k_norm_weight", "T", "[head_dim]", "reserved", optional=True),
+        Parameter("k_scale", "Scale", "", "reserved for quantized pools", optional=True),
+        Parameter("v_scale", "Scale", "", "reserved for quantized pools", optional=True),
+        Parameter("attention_metadata", "Int", "", "work list of the step; ignored", optional=True),
+        Parameter("position_ids", "Int", "[tokens]", "row of cos_cache and sin_cache", optional=True),
+        Parameter(
+            "alibi_slopes",
+            "Scale",
+            "[num_heads]",
+            "score += slope * (key position - query position)",
+            optional=True,
+        ),
+        Parameter("tree_mask", "Bool", "", "reserved for speculative steps", optional=True),
+    ),
+    outputs=(
+        Parameter("output", "T", "[tokens, num_heads * value_dim]", "the attention's result"),
+        Parameter(
+            "key_cache_out",
+            "TCache",
+            "as key_cache",
+            "key pool with the new rows; absent: key_cache itself is written",
+            optional=True,
+        ),
+        Parameter(
+            "value_cache_out",
+            "TCache",
+            "as value_cache",
+            "value pool with the new rows; absent: value_cache itself is written",
+            optional=True,
+        ),
+    ),
+    attributes=(
+        Attribute("num_heads", "int", None, "query heads"),
+        Attribute("kv_num_heads", "int", None, "key and value heads; divides num_heads"),
+        Attribute("scale", "float", 0.0, "factor of the scores; 0 means 1 / sqrt(head_dim)"),
+        Attribute("softcap", "float", 0.0, "c: scores become c * tanh(score / c); 0 means off"),
+        Attribute("do_rotary", "int", 0, "1: turn query and key by cos_cache and sin_cache"),
+        Attribute("rotary_interleaved", "int", 0, "1: pairs (0, 1), (2, 3), ...; 0: first with second half"),
+        Attribute(
+            "local_window_size",
+            "int",
+            -1,
+            "w: a query sees the w last keys, its own included; -1 means all",
+        ),
+    ),
+)
+
+SKIP_RMS_NORMALIZATION = OperatorSchema(
+    name="SkipRMSNormalization",
+    meaning="sum = input + skip; output = sum / sqrt(mean(sum ** 2) + epsilon) * weight, over the last axis.",
+    inputs=(
+        Parameter("input", "T", "[..., hidden]", "one summand"),
+        Parameter("skip", "T", "[..., hidden]", "the other summand, of the same shape"),
+        Parameter("weight", "T", "[hidden]", "factor of each element"),
+    ),
+    outputs=(
+        Parameter("output", "T", "[..., hidden]", "the normalized sum"),
+        Parameter("input_skip_sum", "T", "[..., hidden]", "input + skip", optional=True),
+    ),
+    attributes=(Attribute("epsilon", "float", 1e-5, "added to the mean square"),),
+)
+
+SWIGLU = OperatorSchema(
+    name="SwiGLU",
+    meaning="silu(first half) * second half of the last axis, where silu(x) = x / (1 + exp(-x)).",
+    inputs=(Parameter("gate_up", "T", "[..., 2 * intermediate]", "gate, then up"),),
+    outputs=(Parameter("output", "T", "[..., intermediate]", "the product"),),
+    attributes=(),
+)
+
+OPERATORS: Mapping[str, OperatorSchema] = {
+    schema.name: schema for schema in (PAGED_ATTENTION, SKIP_RMS_NORMALIZATION, SWIGLU)
+}
+
+
+def onnx_schema(operator: OperatorSchema) -> onnx.defs.OpSchema:
+    """`operator` as onnx describes operators (for checkers, and for onnxscript)."""
+    from onnx.defs import OpSchema
+
+    def formal(parameter: Parameter) -> OpSchema.FormalParameter:
+        option = OpSchema.FormalParameterOption
+        return OpSchema.FormalParameter(
+            parameter.name,
+            parameter.type,
+            f"{parameter.shape} {parameter.meaning}".strip(),
+            param_option=option.Optional if parameter.optional else option.Single,
+        )
+
+    def attribute(description: Attribute) -> OpSchema.Attribute:
+        kind = OpSchema.AttrType.INT if description.kind == "int" else OpSchema.AttrType.FLOAT
+        if description.default is None:
+            return OpSchema.Attribute(description.name, kind, description.meaning, required=True)
+        import onnx.helper
+
+        default = onnx.helper.make_attribute(description.name, description.default)
+        return OpSchema.Attribute(description.name, default, description.meaning)
+
+    used = {parameter.type for parameter in (*operator.inputs, *operator.outputs)}
+    return OpSchema(
+        operator.name,
+        DOMAIN,
+        VERSION,
+        operator.meaning,
+        inputs=[formal(parameter) for parameter in operator.inputs],
+        outputs=[formal(parameter) for parameter in operator.outputs],
+        type_constraints=[
+            (name, list(types), "") for name, types in TYPE_CONSTRAINTS.items() if name in used
+        ],
+        attributes=[attribute(description) for description in operator.attributes],
+    )
+
+
+def onnxscript_op(operator: OperatorSchema) -> onnxscript.values.Op:
+    """`operator` as a callable of onnxscript, for `torch.onnx.export(custom_translation_table=...)`."""
+    import onnxscript.values
+
+    opset = onnxscript.values.Opset(DOMAIN, VERSION)
+    return onnxscript.values.Op(opset, operator.name, onnx_schema(operator))
