@@ -1,9 +1,9 @@
 """ONNX graphs on disk: one small file for the graph, and its weights beside it, named by their content.
 
 Every weight above `EXTERNAL_BYTES` lies in `weights/<sha256>` next to the graph: all graphs of a folder share
-what they have in common, and a stage that changes no weight writes none. ONNX Runtime accepts no external data
-outside the graph's folder, and onnx refuses a weight file that has several hard links (or is a symbolic link),
-so a graph saved to another folder takes a copy of its weights along.
+what they have in common, and a stage that changes no weight writes none. ONNX Runtime accepts no external
+data outside the graph's folder, and onnx refuses weight files with several links, so a graph saved to another
+folder takes a copy of its weights along.
 """
 
 from __future__ import annotations
