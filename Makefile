@@ -1,0 +1,82 @@
+# Slipway. `make demo` sets everything up and runs the main job; `make test` sets up and passes the tests.
+PYTHON    ?= python3.11
+MODEL     ?= demo
+TARGET    ?= onnxruntime
+PRECISION ?= fp32
+OUT       ?= build
+
+COMPILE := .venv/bin
+SERVE   := .venv-serve/bin
+SLIPWAY := $(COMPILE)/slipway
+NAME     = $(notdir $(patsubst %/,%,$(MODEL)))
+PIP     := -m pip install -q --disable-pip-version-check --no-deps
+PYTEST  := OMP_NUM_THREADS=2 $(COMPILE)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types unit runtime-tests engine serve plugins environments train-demo lock clean
+
+help:
+	@echo "make demo                      two environments, two engines, a real server, a streamed completion"
+	@echo "make test                      lint, types and every test, the real server included"
+	@echo "make engine MODEL=...          all stages into OUT/<model>/   [TARGET=$(TARGET)] [PRECISION=$(PRECISION)] [OUT=$(OUT)]"
+	@echo "make serve MODEL=...           builds if needed and serves in the foreground until Ctrl-C"
+	@echo "MODEL: demo, minilm, or a folder in Hugging Face format. More: $(SLIPWAY) --help"
+
+# An environment is ready when every package of its lock file is in it; a changed lock file brings it up to date.
+.venv/ready: requirements/compile.lock requirements/compile-cuda.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not here: install Python 3.11 with venv, or name one: make PYTHON=/path/to/python3.11"; exit 2; }
+	@echo "Setting up .venv (compile side) ..."
+	@test -x $(COMPILE)/python || $(PYTHON) -m venv .venv
+	@$(COMPILE)/python $(PIP) --require-hashes -r requirements/compile.lock
+	@$(COMPILE)/python -c "import torch" 2>/dev/null || \
+	    { echo "Only PyTorch's CUDA build is offered here: installing its libraries too (several GB) ..."; \
+	      $(COMPILE)/python $(PIP) --require-hashes -r requirements/compile-cuda.lock; }
+	@$(COMPILE)/python $(PIP) --no-build-isolation -e .
+	@touch $@
+
+.venv-serve/ready: requirements/serve.lock pipeline/serving_environment.py
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not here: install Python 3.11 with venv, or name one: make PYTHON=/path/to/python3.11"; exit 2; }
+	@echo "Setting up .venv-serve (tritonserver) ..."
+	@test -x $(SERVE)/python || $(PYTHON) -m venv .venv-serve
+	@$(SERVE)/python $(PIP) --require-hashes -r requirements/serve.lock
+	@$(SERVE)/python pipeline/serving_environment.py
+	@touch $@
+
+environments: .venv/ready .venv-serve/ready
+
+demo: environments
+	@$(SLIPWAY) demo --output $(OUT)
+
+engine: .venv/ready
+	@$(SLIPWAY) build "$(MODEL)" --target $(TARGET) --precision $(PRECISION) --output "$(OUT)/$(NAME)"
+
+serve: environments
+	@$(SLIPWAY) serve "$(MODEL)" --target $(TARGET) --precision $(PRECISION) --output "$(OUT)/$(NAME)"
+
+plugins: .venv/ready
+	@$(COMPILE)/python -m plugins.cpu.build
+
+test: environments lint types runtime-tests unit
+
+lint: .venv/ready
+	@$(COMPILE)/ruff check .
+	@$(COMPILE)/ruff format --check .
+
+types: .venv/ready
+	@$(COMPILE)/mypy
+
+# The runtime also runs where the server is, on another numpy; its tests run there too.
+runtime-tests: .venv-serve/ready
+	@$(SERVE)/python -m pytest -q tests/runtime
+
+unit: environments
+	@$(PYTEST)
+
+train-demo: .venv/ready
+	@$(COMPILE)/python -m demo.train
+
+lock:
+	@$(PYTHON) requirements/lock.py
+
+clean:
+	rm -rf build .mypy_cache .ruff_cache .pytest_cache .hypothesis
