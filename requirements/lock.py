@@ -4,7 +4,7 @@ compile.lock       every package of .venv, with hashes; torch with the hash of i
 compile-cuda.lock  the CUDA libraries that PyPI's torch asks for, installed only where that build came
 serve.lock         every package of .venv-serve
 
-Locks are complete and installed with --no-deps: what a package asks for and Slipway never imports is left out.
+Locks are complete and installed with --no-deps: what a package asks for and nobody imports is left out.
 """
 
 from __future__ import annotations
