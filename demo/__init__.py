@@ -1,0 +1,1 @@
+"""The demo language model: its text, its training and the trained weights in `demo/model`."""
