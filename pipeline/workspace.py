@@ -1,0 +1,120 @@
+"""OUT/<model>: the folder that holds all artifacts of one model, and how they get into it.
+
+An artifact is one or several files and their manifest, `<stage>.json`. It is there exactly when its manifest
+is: publishing takes the old manifest away, moves the new files into place and then writes the new manifest,
+so that a build killed at any moment leaves the old artifact or none.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from model_repo.runtime.errors import BadInput
+from model_repo.runtime.manifest import Manifest
+
+from .publish import publish
+
+RECIPE = "recipe.yaml"
+WEIGHTS = "weights"
+HASHES = ".hashes.json"
+BUILD = "build.json"
+STAGING = ".staging-"
+MANIFESTS = {
+    "export": "export.json",
+    "fuse": "fuse.json",
+    "lower": "lower.json",
+    "compile": "engine.json",
+    "emit": "emit.json",
+}
+"""Manifest file of each stage, in the order in which the stages run."""
+
+EXPORTED = "export.onnx"
+FUSED = "fuse.onnx"
+ENGINE = "engine.onnx"
+REPOSITORY = "repository"
+
+_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+def lowered(target: str) -> str:
+    """File name of the graph lowered for a target."""
+    return f"lower.{target}.onnx"
+
+
+def checked_name(name: str) -> str:
+    """`name` itself when it can name folders and served models. Raises BadInput."""
+    if not _SAFE_NAME.fullmatch(name):
+        raise BadInput(
+            f"model name {name!r} cannot be used: 1 to 64 letters, digits, '_', '-' or '.', no path, the first "
+            "one a letter or a digit; rename the model's folder"
+        )
+    return name
+
+
+class Workspace:
+    """One model's folder. Everything that writes here holds the folder's lock."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, name: str) -> Path:
+        """Where the file or folder `name` lies once it is published."""
+        return self.folder / name
+
+    def staged(self, name: str) -> Path:
+        """Where `name` is written before it is published: beside it, so that a graph finds `weights/`."""
+        return self.folder / f"{STAGING}{name}"
+
+    def manifest(self, stage: str) -> Manifest | None:
+        """The stage's manifest; None when the stage has no artifact. Raises BadInput when it is unreadable."""
+        path = self.path(MANIFESTS[stage])
+        return Manifest.read(path) if path.exists() else None
+
+    def publish(self, files: Mapping[str, Path], manifest: Manifest) -> None:
+        """Moves staged files to their final names, given as keys, and writes their manifest last."""
+        manifest_path = self.path(MANIFESTS[manifest.stage])
+        manifest_path.unlink(missing_ok=True)
+        for name, staged in files.items():
+            publish(staged, self.path(name))
+        manifest.write(manifest_path)
+
+    def sweep(self) -> None:
+        """Removes what builds that were killed left here: staged files, and temporaries of single writes."""
+        if not self.folder.is_dir():
+            return
+        for pattern in (f"{STAGING}*", ".*.onnx.*", ".*.json.*", f"{WEIGHTS}/.*"):
+            for path in self.folder.glob(pattern):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+
+    def collect_weights(self) -> int:
+        """Removes weights that no artifact lists any more; gives their bytes.
+
+        Does nothing while a manifest is unreadable: what it lists is not known.
+        """
+        weights = self.path(WEIGHTS)
+        if not weights.is_dir():
+            return 0
+        listed: set[str] = set()
+        for stage in MANIFESTS:
+            try:
+                manifest = self.manifest(stage)
+            except BadInput:
+                return 0
+            if manifest is not None:
+                listed.update(record.path for record in manifest.outputs)
+        freed = 0
+        for path in weights.iterdir():
+            if f"{WEIGHTS}/{path.name}" not in listed:
+                freed += path.stat().st_size
+                path.unlink()
+        return freed
+
+    def is_empty_of_artifacts(self) -> bool:
+        """Whether no stage has published anything here."""
+        return not any(self.path(name).exists() for name in (*MANIFESTS.values(), REPOSITORY))
