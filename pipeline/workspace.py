@@ -15,6 +15,7 @@ from pathlib import Path
 from model_repo.runtime.errors import BadInput
 from model_repo.runtime.manifest import Manifest
 
+from .lock import NAME as LOCK
 from .publish import publish
 
 RECIPE = "recipe.yaml"
@@ -37,6 +38,8 @@ ENGINE = "engine.onnx"
 REPOSITORY = "repository"
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_TEMPORARY = re.compile(r"\..+\.[0-9]+")  # .<name>.<process>: a single write that has not ended
+_CONTENT = re.compile(r"[0-9a-f]{64}")
 
 
 def lowered(target: str) -> str:
@@ -48,8 +51,8 @@ def checked_name(name: str) -> str:
     """`name` itself when it can name folders and served models. Raises BadInput."""
     if not _SAFE_NAME.fullmatch(name):
         raise BadInput(
-            f"model name {name!r} cannot be used: 1 to 64 letters, digits, '_', '-' or '.', no path, the first "
-            "one a letter or a digit; rename the model's folder"
+            f"model name {name!r} cannot be used: 1 to 64 letters, digits, '_', '-' or '.', no path, the "
+            "first one a letter or a digit; rename the model's folder"
         )
     return name
 
@@ -69,7 +72,7 @@ class Workspace:
         return self.folder / f"{STAGING}{name}"
 
     def manifest(self, stage: str) -> Manifest | None:
-        """The stage's manifest; None when the stage has no artifact. Raises BadInput when it is unreadable."""
+        """The stage's manifest; None without an artifact. Raises BadInput when it is unreadable."""
         path = self.path(MANIFESTS[stage])
         return Manifest.read(path) if path.exists() else None
 
@@ -85,12 +88,16 @@ class Workspace:
         """Removes what builds that were killed left here: staged files, and temporaries of single writes."""
         if not self.folder.is_dir():
             return
-        for pattern in (f"{STAGING}*", ".*.onnx.*", ".*.json.*", f"{WEIGHTS}/.*"):
-            for path in self.folder.glob(pattern):
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
+        leftovers = [
+            *self.folder.glob(f"{STAGING}*"),
+            *(path for path in self.folder.glob(".*") if _TEMPORARY.fullmatch(path.name)),
+            *(path for path in self.folder.glob(f"{WEIGHTS}/.*") if _TEMPORARY.fullmatch(path.name)),
+        ]
+        for path in leftovers:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
     def collect_weights(self) -> int:
         """Removes weights that no artifact lists any more; gives their bytes.
@@ -110,11 +117,26 @@ class Workspace:
                 listed.update(record.path for record in manifest.outputs)
         freed = 0
         for path in weights.iterdir():
-            if f"{WEIGHTS}/{path.name}" not in listed:
+            if _CONTENT.fullmatch(path.name) and f"{WEIGHTS}/{path.name}" not in listed:
                 freed += path.stat().st_size
                 path.unlink()
         return freed
 
-    def is_empty_of_artifacts(self) -> bool:
-        """Whether no stage has published anything here."""
-        return not any(self.path(name).exists() for name in (*MANIFESTS.values(), REPOSITORY))
+    def has_artifacts(self) -> bool:
+        """Whether any stage has published something here."""
+        return any(self.path(name).exists() for name in (*MANIFESTS.values(), REPOSITORY))
+
+    def check_is_ours(self) -> None:
+        """Raises BadInput when the folder holds files and none of them says that slipway made it."""
+        if self.folder.is_symlink() and not self.folder.exists():
+            raise BadInput(f"{self.folder} is a link to nothing; give another --output")
+        if self.folder.exists() and not self.folder.is_dir():
+            raise BadInput(f"{self.folder} is a file; --output names the folder that artifacts go to")
+        if not self.folder.is_dir() or not any(self.folder.iterdir()):
+            return
+        marks = (RECIPE, HASHES, LOCK, REPOSITORY, *MANIFESTS.values())
+        if not any(self.path(name).exists() for name in marks):
+            raise BadInput(
+                f"{self.folder} holds files that slipway did not make; --output names a new folder, an empty "
+                "one, or one that slipway built"
+            )
