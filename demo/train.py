@@ -59,7 +59,8 @@ class Trainer:
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer_file = folder / "tokenizer.json"
         if restart or not self.state_file.exists():
-            self.state_file.unlink(missing_ok=True)
+            for name in ("state.pt", "best.pt", "log.jsonl"):
+                (folder / name).unlink(missing_ok=True)
             save_tokenizer(train_tokenizer(TRAIN_FILE), folder, MAX_POSITIONS)
         tokenizer = Tokenizer.from_file(str(tokenizer_file))
         self.batches = Batches(encode_file(tokenizer, TRAIN_FILE), settings.seed)
