@@ -1,0 +1,35 @@
+"""Export: from a torch module to one ONNX graph that keeps to the contract.
+
+`export` is the stage. Decoders become one packed graph (`decoder.py`), sentence encoders one padded graph
+(`encoder.py`); nothing here knows a model family by name.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.recipe import ExportRecipe
+    from pipeline.sources import Source
+
+    from .exported import ExportedGraph
+
+__all__ = ["export"]
+
+
+def export(source: Source, recipe: ExportRecipe) -> ExportedGraph:
+    """Loads the source's model and exports it.
+
+    Raises BadInput when `recipe.max_length` is beyond the model's limit, when the checkpoint cannot be
+    loaded, and (UnsupportedModel) when the graph cannot express the model.
+    """
+    max_length = recipe.resolved_max_length(source.max_length)
+    model = source.load()
+    # The exporters import torch's exporter and onnx, which takes seconds: a bad source is refused before.
+    if source.kind == "decoder":
+        from .decoder import export_decoder
+
+        return export_decoder(model, max_length, recipe.opset)
+    from .encoder import export_encoder
+
+    return export_encoder(model, source.pooling, source.normalize, max_length, recipe.opset)

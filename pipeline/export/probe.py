@@ -1,0 +1,180 @@
+"""The probe: what each layer of a decoder asks of attention, found by running four tokens through it.
+
+The window is read from the mask that the model wants, not only from the argument it passes: some families
+(qwen2_moe, phimoe) slide by their mask alone. The mask is taken as transformers' mask function and bisected,
+which also finds masks of other shapes (chunked, bidirectional), and refuses them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionMaskInterface, PreTrainedModel
+
+from model_repo.runtime.contract import KVSpec
+
+from .attention import PAGED, PROBE, AttentionCall, UnsupportedModel, answering
+from .head import packed_logits
+
+PROBE_TOKENS = 4
+MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor | bool]
+"""transformers' mask function: (batch, head, query position, key position) -> may the query see the key."""
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """What one layer asks of attention. `window` 0: the whole past; `softcap` 0: off."""
+
+    heads: int
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    scale: float
+    window: int
+    softcap: float
+    has_sink: bool
+
+    def kv(self, dtype: str) -> KVSpec:
+        """What the layer keeps for each token, with pools of `dtype`."""
+        return KVSpec(0, self.kv_heads, self.key_dim, self.value_dim, self.window, dtype)
+
+
+def use_paged_attention(model: PreTrainedModel) -> None:
+    """Sends the model's attention through `pipeline.export.attention`. Raises UnsupportedModel."""
+    _set_attention(model, PAGED)
+
+
+def probe(model: PreTrainedModel) -> tuple[LayerSpec, ...]:
+    """The layers' needs, in layer order; the model is left under paged attention.
+
+    Raises UnsupportedModel when the model does not use the attention interface, when a layer keeps other
+    state than keys and values, or when it wants a mask that is neither causal nor a sliding window.
+    """
+    _set_attention(model, PROBE)
+    recorder = _Recorder()
+    AttentionMaskInterface.register(PROBE, recorder.make_mask)
+    device = next(model.parameters()).device
+    try:
+        with answering(recorder), torch.no_grad():
+            packed_logits(
+                model,
+                torch.arange(PROBE_TOKENS, dtype=torch.int32, device=device),
+                None,
+                torch.tensor([PROBE_TOKENS - 1], dtype=torch.int32, device=device),
+                attention_mask=torch.ones(PROBE_TOKENS, dtype=torch.int64, device=device),
+            )
+    finally:
+        _set_attention(model, PAGED)
+    name, layers = type(model).__name__, recorder.layers
+    expected = getattr(model.config.get_text_config(), "num_hidden_layers", len(layers))
+    if sorted(layers) != list(range(expected)):
+        missing = sorted(set(range(expected)) - set(layers))
+        raise UnsupportedModel(
+            f"{name} has {expected} layers, but layers {missing} never call attention (they keep other "
+            "state, or do not use the attention interface); supported are decoders whose every layer is attention"
+        )
+    return tuple(spec for _, spec in sorted(layers.items()))
+
+
+def mask_window(visible: MaskFunction, limit: int = 1 << 17) -> int:
+    """The window of a mask function: 0 causal without window, w > 0 sliding (the w last keys).
+
+    Raises UnsupportedModel for a mask of any other shape. Windows above `limit` count as none.
+    """
+
+    def sees(query: int, key: int) -> bool:
+        zero = torch.tensor(0)
+        return bool(torch.as_tensor(visible(zero, zero, torch.tensor(query), torch.tensor(key))))
+
+    first, last = 0, limit  # the first key that a query at position `limit` sees lies in first..last
+    while first < last:
+        middle = (first + last) // 2
+        if sees(limit, middle):
+            last = middle
+        else:
+            first = middle + 1
+    window = 0 if first == 0 else limit - first + 1
+    edge = window or 64
+    for query in sorted({0, 1, 2, 3, 7, edge - 1, edge, edge + 1, 3 * edge // 2, 2 * edge - 1, 2 * edge + 3}):
+        near = {
+            0,
+            1,
+            query // 2,
+            query - 1,
+            query,
+            query + 1,
+            query - edge - 1,
+            query - edge,
+            query - edge + 1,
+        }
+        for key in near:
+            expected = key <= query and (not window or key > query - window)
+            if key >= 0 and sees(query, key) != expected:
+                raise UnsupportedModel(
+                    f"the attention mask is neither causal nor a sliding window (position {query} "
+                    f"{'does not see' if expected else 'sees'} {key}); only those two are supported"
+                )
+    return window
+
+
+class _Recorder:
+    """Records each layer's needs; answers attention with zeros."""
+
+    def __init__(self) -> None:
+        self.layers: dict[int, LayerSpec] = {}
+        self._masks: list[tuple[Tensor, MaskFunction]] = []
+
+    def make_mask(
+        self, *_: Any, mask_function: MaskFunction, device: torch.device | None = None, **__: Any
+    ) -> Tensor:
+        """transformers' mask interface: a mask whose function is remembered."""
+        mask = torch.zeros(1, 1, PROBE_TOKENS, PROBE_TOKENS, device=device)
+        self._masks.append((mask, mask_function))
+        return mask
+
+    def attend(self, call: AttentionCall) -> Tensor:
+        """Remembers the call's layer."""
+        layer = len(self.layers) if call.layer is None else call.layer
+        if layer in self.layers:
+            raise UnsupportedModel(f"layer {layer} ({call.module}) calls attention twice; once is supported")
+        tokens, heads, key_dim = call.query.shape
+        _, kv_heads, value_dim = call.value.shape
+        self.layers[layer] = LayerSpec(
+            heads,
+            kv_heads,
+            key_dim,
+            value_dim,
+            call.scale,
+            self._window(call),
+            call.softcap,
+            call.sink is not None,
+        )
+        return call.query.new_zeros(tokens, heads, value_dim)
+
+    def _window(self, call: AttentionCall) -> int:
+        """The mask decides; the argument counts where the model makes no mask."""
+        if call.mask is None:
+            return call.window
+        for mask, function in self._masks:
+            if mask is call.mask:
+                return mask_window(function)
+        raise UnsupportedModel(
+            f"{call.module} makes an attention mask of its own; only masks made by transformers' mask "
+            "functions can be read"
+        )
+
+
+def _set_attention(model: PreTrainedModel, implementation: str) -> None:
+    """Sets the attention implementation, and looks whether it took. Raises UnsupportedModel."""
+    name = type(model).__name__
+    if model._can_set_attn_implementation():
+        model.set_attn_implementation(implementation)
+    if model.config.get_text_config()._attn_implementation != implementation:
+        raise UnsupportedModel(
+            f"{name} does not use transformers' attention interface, so paged attention cannot be put in; "
+            "most decoders of the Llama kind (Llama, Mistral, Qwen, Gemma, Phi, ...) do"
+        )

@@ -1,0 +1,119 @@
+"""Puts an exported graph in order: constants folded, weights under their parameter names with their origin.
+
+The exporter writes shapes and slice bounds as long chains of constants, and notes stack traces on every node.
+Constants are folded here without touching weights, whose names and rows later stages rely on; of the notes
+only the module that a node came from is kept.
+"""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import json
+from typing import TypedDict
+
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import common as passes
+from onnxscript.optimizer import fold_constants
+from torch import nn
+
+ORIGIN = "slipway.origin"
+"""Metadata of a weight: JSON list of `Origin`, the slices that it is made of, in order."""
+MODULE = "slipway.module"
+"""Metadata of a node: dotted name of the torch module that it came from."""
+SMALL = 1024
+"""Constants of up to so many elements are folded (shapes, axes, scalars); larger ones are data."""
+
+WRAPPED = "model"
+"""Attribute of the exported wrappers that holds the model itself."""
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+class Origin(TypedDict):
+    """Where a slice of a weight comes from: parameter name, its rows (None: all), whether transposed."""
+
+    parameter: str
+    rows: list[int] | None
+    transposed: bool
+
+
+def tidy(model: ir.Model, module: nn.Module) -> None:
+    """In place. `module` holds the graph's weights; the exported wrapper called it WRAPPED."""
+    graph = model.graph
+    _name_weights(graph, module)
+    weights = frozenset(graph.initializers)
+    for node in graph.all_nodes():
+        scope = _module(node)
+        node.metadata_props.clear()
+        if scope:
+            node.metadata_props[MODULE] = scope
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in graph.inputs:
+        value.metadata_props.clear()
+
+    def may_fold(node: ir.Node) -> bool | None:
+        """False where a weight is read; None leaves it to the folder's own rules."""
+        reads_weight = any(value is not None and value.name in weights for value in node.inputs)
+        return False if reads_weight else None
+
+    fold_constants(
+        model,
+        onnx_shape_inference=True,
+        input_size_limit=SMALL,
+        output_size_limit=SMALL,
+        should_fold=may_fold,
+    )
+    ir.passes.Sequential(
+        passes.IdentityEliminationPass(),
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+    )(model)
+    _merge_equal_constants(graph)
+    ir.passes.Sequential(passes.CommonSubexpressionEliminationPass(), passes.RemoveUnusedNodesPass())(model)
+
+
+def _name_weights(graph: ir.Graph, module: nn.Module) -> None:
+    """Weights under the first name that `module` has for their memory, once each, with their origin."""
+    names: dict[tuple[int, torch.Size], str] = {}
+    for parameter, tensor in itertools.chain(module.named_parameters(), module.named_buffers()):
+        names.setdefault((tensor.data_ptr(), tensor.shape), parameter)
+    for value in list(graph.initializers.values()):
+        raw = getattr(value.const_value, "raw", None)
+        name = names.get((raw.data_ptr(), raw.shape)) if isinstance(raw, torch.Tensor) else None
+        if name is None:
+            continue
+        known = graph.initializers.get(name)
+        if known is not None and known is not value:
+            value.replace_all_uses_with(known)
+            del graph.initializers[value.name or ""]
+            continue
+        value.name = name
+        origin: list[Origin] = [{"parameter": name, "rows": None, "transposed": False}]
+        value.metadata_props.clear()
+        value.metadata_props[ORIGIN] = json.dumps(origin)
+
+
+def _merge_equal_constants(graph: ir.Graph) -> None:
+    """One initializer for equal small constants. Weights stay apart: each has an origin of its own."""
+    seen: dict[tuple[ir.DataType, tuple[int, ...], bytes], ir.Value] = {}
+    for value in list(graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is None or ORIGIN in value.metadata_props or tensor.size > SMALL:
+            continue
+        shape = tuple(tensor.shape.numpy())
+        first = seen.setdefault((tensor.dtype, shape, tensor.tobytes()), value)
+        if first is not value:
+            value.replace_all_uses_with(first)
+            del graph.initializers[value.name or ""]
+
+
+def _module(node: ir.Node) -> str:
+    """The innermost module named in the exporter's notes, as the model names it; '' when there is none."""
+    scopes = node.metadata_props.get(_SCOPES)
+    if not scopes:
+        return ""
+    modules: list[str] = ast.literal_eval(scopes)[:-1]  # the last one is the torch operator's own name
+    named = [module for module in modules if not module.startswith("_")]
+    return named[-1].removeprefix(WRAPPED).removeprefix(".") if named else ""

@@ -1,0 +1,61 @@
+"""torch.export and the ONNX translation in one call, quiet, with nothing optimized."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from .translation import translation_table
+
+
+def trace(
+    module: nn.Module,
+    arguments: tuple[Any, ...],
+    *,
+    dynamic_shapes: tuple[Any, ...],
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    opset: int,
+) -> ir.Model:
+    """The graph of `module(*arguments)`; weights keep the module's names and memory.
+
+    Not strict: the attention handlers travel in a context variable, which strict tracing cannot see.
+    Unoptimized: the exporter's optimizer folds transposes into weights and renames them.
+    """
+    with torch.no_grad(), _quiet():
+        program = torch.export.export(module.eval(), arguments, dynamic_shapes=dynamic_shapes, strict=False)
+        exported = torch.onnx.export(
+            program,
+            arguments,
+            dynamo=True,
+            dynamic_shapes=dynamic_shapes,
+            input_names=list(input_names),
+            output_names=list(output_names),
+            custom_translation_table=translation_table(),
+            opset_version=opset,
+            optimize=False,
+            verbose=False,
+        )
+    assert exported is not None, "the dynamo exporter gives a program"
+    return exported.model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hides the exporter's notes about itself (axis names used twice, no torchvision, deprecations)."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

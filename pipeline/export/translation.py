@@ -1,0 +1,74 @@
+"""`slipway::paged_attention` (torch, heads apart) becomes the node `slipway::PagedAttention` (rows flat)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from onnxscript import opset18 as op  # the exporter translates at 18 and converts to the opset asked for
+
+import plugins.ops  # noqa: F401  registers torch.ops.slipway.paged_attention
+from plugins.schemas import PAGED_ATTENTION, onnxscript_op
+
+Value = Any
+"""A symbolic tensor of onnxscript's tracing; its interface is not typed."""
+
+
+def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """For `torch.onnx.export(custom_translation_table=...)`."""
+    return {torch.ops.slipway.paged_attention.default: _paged_attention}
+
+
+def _paged_attention(
+    query: Value,
+    key: Value,
+    value: Value,
+    key_cache: Value,
+    value_cache: Value,
+    cu_seqlens: Value,
+    past_lens: Value,
+    block_table: Value,
+    slot_mapping: Value,
+    head_sink: Value,
+    alibi_slopes: Value,
+    scale: float,
+    softcap: float,
+    local_window_size: int,
+) -> tuple[Value, Value, Value]:
+    """Flattens the heads of query, key and value ([tokens, heads, size] -> [tokens, heads * size])."""
+    heads, kv_heads, value_dim = int(query.shape[1]), int(key.shape[1]), int(value.shape[2])
+    given = {
+        "query": _reshape(query, [0, -1]),
+        "key": _reshape(key, [0, -1]),
+        "value": _reshape(value, [0, -1]),
+        "key_cache": key_cache,
+        "value_cache": value_cache,
+        "cumulative_sequence_length": cu_seqlens,
+        "past_seqlens": past_lens,
+        "block_table": block_table,
+        "slot_mapping": slot_mapping,
+        "head_sink": head_sink,
+        "alibi_slopes": alibi_slopes,
+    }
+    inputs = [given.get(parameter.name) for parameter in PAGED_ATTENTION.inputs]
+    while inputs[-1] is None:
+        inputs.pop()
+    rows, key_pool, value_pool = onnxscript_op(PAGED_ATTENTION)(
+        *inputs,
+        num_heads=heads,
+        kv_num_heads=kv_heads,
+        scale=scale,
+        softcap=softcap,
+        local_window_size=local_window_size,
+    )
+    # The exporter knows no shape function of the operator; what it does not know, later stages cannot use.
+    rows.dtype, rows.shape = query.dtype, ir.Shape([query.shape[0], heads * value_dim])
+    return _reshape(rows, [0, heads, value_dim]), key_pool, value_pool
+
+
+def _reshape(value: Value, sizes: list[int]) -> Value:
+    """0 keeps a size, -1 takes what is left."""
+    shape: Value = op.Constant(value_ints=sizes)
+    return op.Reshape(value, shape)

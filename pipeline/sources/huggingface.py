@@ -1,0 +1,218 @@
+"""A folder in Hugging Face format: config.json, safetensors, tokenizer.json."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from model_repo.runtime.errors import BadInput
+
+from .architecture import model_kind, refuse_remote_code
+from .base import Pooling, Source
+from .checkpoint import PICKLES, weight_files
+from .files import read_json, read_optional_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from pipeline.recipe import SourceRecipe
+
+_SMALL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "modules.json",
+    "sentence_bert_config.json",
+)
+_LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
+_UNUSED_WEIGHTS = ("pooler.",)
+"""Parameters that the exported graph does not read, so a checkpoint may lack them."""
+
+
+@dataclass(frozen=True)
+class HuggingFaceSource(Source):
+    """Loaded by transformers from local files only."""
+
+    trust_remote_code: bool = False
+
+    def load(self) -> PreTrainedModel:
+        """See `Source.load`. Raises BadInput when transformers cannot load it or weights are missing."""
+        import torch
+        from transformers import AutoModel, AutoModelForCausalLM
+        from transformers.utils import logging
+
+        loader: Any = AutoModelForCausalLM if self.kind == "decoder" else AutoModel
+        pickled = any(path.name in PICKLES for path in self.files)
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        try:
+            model, report = loader.from_pretrained(
+                self.folder,
+                dtype=torch.float32,
+                local_files_only=True,
+                trust_remote_code=self.trust_remote_code,
+                use_safetensors=not pickled,
+                weights_only=True,
+                attn_implementation="eager",
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, RuntimeError, ImportError, KeyError, AttributeError, TypeError) as error:
+            raise BadInput(f"transformers cannot load {self.folder}: {error}") from error
+        # transformers fills what a checkpoint lacks with random numbers, and only warns.
+        lacking = sorted(key for key in report["missing_keys"] if not key.startswith(_UNUSED_WEIGHTS))
+        lacking += sorted(str(key) for key in report["mismatched_keys"])
+        if lacking:
+            raise BadInput(
+                f"{self.folder} lacks {len(lacking)} weights of {type(model).__name__}, or has them in "
+                f"another shape, first {lacking[0]}; checkpoint and config.json do not belong together"
+            )
+        loaded: PreTrainedModel = model.eval().requires_grad_(False)
+        return loaded
+
+
+def open_folder(folder: Path, recipe: SourceRecipe, name: str | None = None) -> HuggingFaceSource:
+    """Checks the folder without importing torch; `name` is the folder's own by default.
+
+    Raises BadInput: no config.json, an architecture that is not carried, remote code or pickles without
+    leave, truncated or missing weights, a decoder without tokenizer.json, no maximum length.
+    """
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        raise BadInput(f"{folder} has no config.json; a folder in Hugging Face format is needed")
+    config = read_json(config_file)
+    refuse_remote_code(config, config_file, recipe.trust_remote_code)
+    kind = model_kind(config, config_file)
+    tokenizer_file = folder / "tokenizer.json"
+    if kind == "decoder" and not tokenizer_file.is_file():
+        raise BadInput(
+            f"{folder} has no tokenizer.json, without which text cannot be served; save the tokenizer with "
+            "transformers' PreTrainedTokenizerFast.save_pretrained"
+        )
+    weights = weight_files(folder, recipe.allow_pickle)
+    small = [folder / file for file in _SMALL_FILES if (folder / file).is_file()]
+    code = sorted(folder.glob("*.py")) if recipe.trust_remote_code else []
+    text_config = _text_config(config)
+    tokenizer_config = read_optional_json(folder / "tokenizer_config.json")
+    pooling, normalize, pooling_files = sentence_modules(folder)
+    return HuggingFaceSource(
+        name=name or safe_name(folder),
+        kind=kind,
+        folder=folder,
+        files=(*small, *pooling_files, *code, *weights),
+        tokenizer_file=tokenizer_file if tokenizer_file.is_file() else None,
+        chat_template=_chat_template(folder, tokenizer_config),
+        end_token_ids=_end_token_ids(read_optional_json(folder / "generation_config.json"), text_config),
+        max_length=_max_length(folder, text_config),
+        vocab_size=_positive(text_config, "vocab_size", config_file),
+        pooling=pooling,
+        normalize=normalize,
+        trust_remote_code=recipe.trust_remote_code,
+    )
+
+
+def safe_name(folder: Path) -> str:
+    """The folder's own name with everything but letters, digits, '.', '_' and '-' replaced."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip(".-") or "model"
+
+
+def sentence_modules(folder: Path) -> tuple[Pooling, bool, tuple[Path, ...]]:
+    """Pooling, normalization and the files that say so, as sentence-transformers lays them out.
+
+    A folder without modules.json is pooled by the mean and not normalized, as sentence-transformers does.
+    Raises BadInput for other modules or other kinds of pooling.
+    """
+    modules_file = folder / "modules.json"
+    if not modules_file.is_file():
+        return "mean", False, ()
+    modules = _module_list(modules_file)
+    pooling: Pooling = "mean"
+    files: list[Path] = []
+    normalize = False
+    for kind, path in modules:
+        if kind == "Pooling":
+            files.append(folder / path / "config.json")
+            pooling = _pooling(files[-1])
+        elif kind == "Normalize":
+            normalize = True
+        elif kind != "Transformer":
+            raise BadInput(
+                f"{modules_file} has a module {kind!r}; Transformer, Pooling and Normalize are supported"
+            )
+    return pooling, normalize, tuple(files)
+
+
+def _module_list(modules_file: Path) -> list[tuple[str, str]]:
+    """(kind, sub folder) of each module."""
+    import json
+
+    try:
+        modules = json.loads(modules_file.read_text(encoding="utf-8"))
+        return [(str(module["type"]).rpartition(".")[2], str(module["path"])) for module in modules]
+    except (UnicodeDecodeError, json.JSONDecodeError, TypeError, KeyError) as error:
+        raise BadInput(
+            f"{modules_file} is not a list of sentence-transformers modules ({error!r})"
+        ) from error
+
+
+def _pooling(config_file: Path) -> Pooling:
+    config = read_json(config_file)
+    chosen = sorted(key for key, value in config.items() if key.startswith("pooling_mode_") and value is True)
+    if chosen == ["pooling_mode_mean_tokens"]:
+        return "mean"
+    if chosen == ["pooling_mode_cls_token"]:
+        return "cls"
+    raise BadInput(f"{config_file} asks for {', '.join(chosen) or 'no pooling'}; supported are mean and cls")
+
+
+def _text_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The language part of a config that has several parts."""
+    nested = config.get("text_config")
+    return {**config, **nested} if isinstance(nested, dict) else config
+
+
+def _chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> str | None:
+    """The Jinja text: a file of its own, or the tokenizer's (one text, or several by name)."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    template = tokenizer_config.get("chat_template")
+    if isinstance(template, list):
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
+
+
+def _end_token_ids(generation: dict[str, Any], config: dict[str, Any]) -> tuple[int, ...]:
+    """Token ids that end a completion: what the generation config says, else the config."""
+    ends = generation.get("eos_token_id", config.get("eos_token_id"))
+    ends = ends if isinstance(ends, list) else [ends]
+    return tuple(int(token) for token in ends if isinstance(token, int))
+
+
+def _max_length(folder: Path, config: dict[str, Any]) -> int:
+    """Tokens of the longest sequence: sentence-transformers' limit if there is one, else the positions."""
+    limit = read_optional_json(folder / "sentence_bert_config.json").get("max_seq_length")
+    if isinstance(limit, int) and limit > 0:
+        return limit
+    for key in _LENGTH_KEYS:
+        if key in config:
+            positions = _positive(config, key, folder / "config.json")
+            # RoBERTa numbers its positions from padding_idx + 1, so it has so many fewer.
+            return positions - config["pad_token_id"] - 1 if _counts_from_padding(config) else positions
+    raise BadInput(f"{folder / 'config.json'} says no maximum length ({', '.join(_LENGTH_KEYS)})")
+
+
+def _counts_from_padding(config: dict[str, Any]) -> bool:
+    return config.get("model_type") in ("roberta", "xlm-roberta", "camembert") and isinstance(
+        config.get("pad_token_id"), int
+    )
+
+
+def _positive(config: dict[str, Any], key: str, config_file: Path) -> int:
+    value = config.get(key)
+    if not isinstance(value, int) or value < 1:
+        raise BadInput(f"{config_file}: {key} is {value!r}; it must be a positive whole number")
+    return value
