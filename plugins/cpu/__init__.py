@@ -1,0 +1,1 @@
+"""The operators as ONNX Runtime custom operators for CPUs: C++ sources and the build that compiles them."""

@@ -1,0 +1,44 @@
+// The kernels of one instruction set, and which set is in use.
+#pragma once
+
+#include "paged_attention.h"
+
+namespace slipway::cpu {
+
+// Every function works on raw pointers, allocates at most thread-local scratch and throws nothing.
+struct Kernels {
+  const char* name;
+
+  // Tokens [first, last): scaled and turned queries to scratch, turned keys and the values to their slots.
+  void (*prepare)(const PagedAttention& call, int first, int last);
+
+  // One work item, after all tokens were prepared. False: no memory for scratch.
+  bool (*attend)(const PagedAttention& call, const WorkItem& item);
+
+  // One row: sum = input + skip (kept where sum is not null), output = sum * rsqrt(mean(sum^2) + epsilon) *
+  // weight.
+  void (*skip_rms_row)(const float* input, const float* skip, const float* weight, float epsilon,
+                       int64_t size, float* output, float* sum);
+
+  // One row of `size` gates followed by `size` ups: output = silu(gate) * up.
+  void (*swiglu_row)(const float* gate_up, int64_t size, float* output);
+};
+
+// Null where the compiler had no such instruction set to offer (another processor family).
+const Kernels* avx512_kernels();
+const Kernels* avx2_kernels();
+const Kernels* plain_kernels();
+
+// The best set that this processor has, unless one was forced.
+const Kernels& active_kernels();
+
+}  // namespace slipway::cpu
+
+extern "C" {
+// For tests: 0 the best available, 1 plain, 2 AVX2, 3 AVX-512. Returns 1, or 0 when this processor (or this
+// build) lacks the set; then nothing changes.
+__attribute__((visibility("default"))) int slipway_cpu_force_isa(int set);
+
+// Name of the set in use: "plain", "avx2" or "avx512".
+__attribute__((visibility("default"))) const char* slipway_cpu_isa();
+}

@@ -1,0 +1,94 @@
+// slipway::PagedAttention on raw pointers: what a call is given, how it is checked and cut into work items.
+//
+// No framework here: ort_op.cpp and the sanitizer program are two callers of the same code.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace slipway::cpu {
+
+// 16-bit floating point types as they lie in memory.
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+enum class CacheType { kFloat32, kFloat16, kBFloat16 };
+
+// One call. Sizes are elements. Shapes as in plugins/schemas.py; all arrays are dense and row-major, except
+// that a row of query, key and value may be a part of a wider row (packed QKV): hence the strides.
+struct PagedAttention {
+  int tokens = 0;  // rows of query; rows from cumulative_lengths[batch] on are padding
+  int batch = 0;
+  int max_blocks = 0;
+  int num_heads = 0;
+  int kv_heads = 0;
+  int head_dim = 0;   // of queries and keys
+  int value_dim = 0;  // of values and output
+  int block_size = 0;
+  int num_blocks = 0;
+  int rotary_half = 0;  // rotary_dim / 2; 0: no rotary embedding
+  int max_positions = 0;
+  bool rotary_interleaved = false;
+  int window = -1;     // a query sees this many last keys, its own included; -1: all
+  float scale = 1.0f;  // factor of the scores
+  float softcap = 0.0f;
+  CacheType cache_type = CacheType::kFloat32;
+
+  const float* query = nullptr;  // [tokens, num_heads, head_dim]
+  const float* key = nullptr;    // [tokens, kv_heads, head_dim]
+  const float* value = nullptr;  // [tokens, kv_heads, value_dim]
+  int64_t query_stride = 0;      // elements from one token to the next
+  int64_t key_stride = 0;
+  int64_t value_stride = 0;
+
+  void* key_cache = nullptr;                    // [num_blocks, block_size, kv_heads, head_dim] of cache_type
+  void* value_cache = nullptr;                  // [num_blocks, block_size, kv_heads, value_dim] of cache_type
+  const int32_t* cumulative_lengths = nullptr;  // [batch + 1], first 0, not decreasing, last <= tokens
+  const int32_t* past_lengths = nullptr;        // [batch]
+  const int32_t* block_table = nullptr;         // [batch, max_blocks]
+  const int32_t* slots = nullptr;               // [tokens], -1: not written
+  const int32_t* positions = nullptr;           // [tokens], with rotary
+  const float* cos = nullptr;                   // [max_positions, rotary_half]
+  const float* sin = nullptr;                   // [max_positions, rotary_half]
+  const float* sinks = nullptr;                 // [num_heads] or null
+  const float* alibi_slopes = nullptr;          // [num_heads] or null
+
+  float* turned_query = nullptr;  // scratch [tokens, num_heads, padded_head_dim()], see prepare.h
+  float* output = nullptr;        // [tokens, num_heads, value_dim]
+
+  int group() const { return num_heads / kv_heads; }
+  int live_tokens() const { return cumulative_lengths[batch]; }
+  int new_tokens(int sequence) const {
+    return cumulative_lengths[sequence + 1] - cumulative_lengths[sequence];
+  }
+  // Queries lie in scratch rows padded with zeros to a whole number of the widest vectors.
+  int padded_head_dim() const { return (head_dim + 15) / 16 * 16; }
+};
+
+// Largest head size of keys; queries of a head lie in scratch on the stack.
+constexpr int kMaxHeadDim = 1024;
+
+// One piece of work: `rows` consecutive tokens of one sequence with `kv_heads` key heads from first_kv_head
+// on. A sequence with one new token is attended by the decode kernel, every other by the prefill kernel:
+// which one runs, and the order of its sums, depend on the sequence alone, so company never changes a bit.
+struct WorkItem {
+  int sequence;
+  int first_token;
+  int rows;
+  int first_kv_head;
+  int kv_heads;
+};
+
+// Checks what the kernels rely on: sizes, and every index of this call (block ids, slots, lengths,
+// positions). Returns an empty string, or what is wrong in words.
+std::string find_problem(const PagedAttention& call);
+
+// Work items of a call, longest first. `threads` only decides how finely the work is cut.
+void plan_work(const PagedAttention& call, int threads, std::vector<WorkItem>& items);
+
+}  // namespace slipway::cpu

@@ -1,0 +1,103 @@
+// Vectors of 16 floats: AVX-512 F, DQ, BW, VL.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "paged_attention.h"
+
+namespace slipway::cpu {
+
+struct Avx512 {
+  using V = __m512;
+  static constexpr int kWidth = 16;
+  // Register blocks: scores are computed kScoreRows x (kScoreVectors * kWidth) at a time, outputs
+  // kValueRows x (kValueVectors * kWidth).
+  static constexpr int kScoreRows = 8, kScoreVectors = 2;
+  static constexpr int kValueRows = 4, kValueVectors = 4;
+
+  static V zero() { return _mm512_setzero_ps(); }
+  static V set1(float x) { return _mm512_set1_ps(x); }
+  static V iota() { return _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0); }
+  static V add(V a, V b) { return _mm512_add_ps(a, b); }
+  static V sub(V a, V b) { return _mm512_sub_ps(a, b); }
+  static V mul(V a, V b) { return _mm512_mul_ps(a, b); }
+  static V div(V a, V b) { return _mm512_div_ps(a, b); }
+  static V max(V a, V b) { return _mm512_max_ps(a, b); }
+  static V min(V a, V b) { return _mm512_min_ps(a, b); }
+  static V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
+  static V round(V a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  // a * 2^n for whole n in [-126, 127].
+  static V scale_by_power(V a, V n) { return _mm512_scalef_ps(a, n); }
+  static float sum(V a) { return _mm512_reduce_add_ps(a); }
+  static float maximum(V a) { return _mm512_reduce_max_ps(a); }
+  // Lanes i with low <= i < high from a, the others from b.
+  static V within(V a, V b, int low, int high) {
+    const V lane = iota();
+    const __mmask16 inside = _mm512_cmp_ps_mask(lane, set1(float(low)), _CMP_GE_OQ) &
+                             _mm512_cmp_ps_mask(lane, set1(float(high)), _CMP_LT_OQ);
+    return _mm512_mask_blend_ps(inside, b, a);
+  }
+
+  static V load(const float* p) { return _mm512_loadu_ps(p); }
+  static V load(const Half* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static V load(const BFloat16* p) {
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+  }
+  static void store(float* p, V a) { _mm512_storeu_ps(p, a); }
+
+  // In place: a[i][j] <-> a[j][i].
+  static inline __attribute__((always_inline)) void transpose(V* a) {
+    V b[16];
+    for (int i = 0; i < 16; i += 2) {
+      b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
+      b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+      a[i] = shuffle<0x44>(b[i], b[i + 2]);
+      a[i + 1] = shuffle<0xEE>(b[i], b[i + 2]);
+      a[i + 2] = shuffle<0x44>(b[i + 1], b[i + 3]);
+      a[i + 3] = shuffle<0xEE>(b[i + 1], b[i + 3]);
+    }
+    for (int i = 0; i < 16; i += 8) {
+      for (int j = 0; j < 4; ++j) {
+        b[i + j] = _mm512_shuffle_f32x4(a[i + j], a[i + j + 4], 0x88);
+        b[i + j + 4] = _mm512_shuffle_f32x4(a[i + j], a[i + j + 4], 0xDD);
+      }
+    }
+    for (int j = 0; j < 8; ++j) {
+      a[j] = _mm512_shuffle_f32x4(b[j], b[j + 8], 0x88);
+      a[j + 8] = _mm512_shuffle_f32x4(b[j], b[j + 8], 0xDD);
+    }
+  }
+
+  // Lane i of the result is the sum of the lanes of a[i], each by the same tree.
+  static inline __attribute__((always_inline)) V sum_each(const V* a) {
+    V t[8], u[4], w[2];
+    for (int i = 0; i < 8; ++i) {  // pairs of rows: lanes 0 + 2, 1 + 3 within each 128 bits
+      t[i] = _mm512_add_ps(_mm512_unpacklo_ps(a[2 * i], a[2 * i + 1]),
+                           _mm512_unpackhi_ps(a[2 * i], a[2 * i + 1]));
+    }
+    for (int i = 0; i < 4; ++i) {
+      u[i] = _mm512_add_ps(shuffle<0x44>(t[2 * i], t[2 * i + 1]), shuffle<0xEE>(t[2 * i], t[2 * i + 1]));
+    }
+    for (int i = 0; i < 2; ++i) {
+      w[i] = _mm512_add_ps(_mm512_shuffle_f32x4(u[2 * i], u[2 * i + 1], 0x88),
+                           _mm512_shuffle_f32x4(u[2 * i], u[2 * i + 1], 0xDD));
+    }
+    return _mm512_add_ps(_mm512_shuffle_f32x4(w[0], w[1], 0x88), _mm512_shuffle_f32x4(w[0], w[1], 0xDD));
+  }
+
+ private:
+  // Pairs of lanes out of each 128 bits: 0x44 the low pairs of a and b, 0xEE the high ones.
+  template <int kPattern>
+  static V shuffle(V a, V b) {
+    return _mm512_shuffle_ps(a, b, kPattern);
+  }
+};
+
+}  // namespace slipway::cpu

@@ -1,0 +1,175 @@
+// The library's door: registers the operators of domain `slipway` with ONNX Runtime.
+#include <exception>
+#include <string>
+
+#include "ort_entries.h"
+#include "paged_attention_op.h"
+
+namespace slipway::cpu {
+namespace {
+
+using namespace slipway::ort;
+
+// Runs f and turns what it throws into a status: no exception crosses into ONNX Runtime.
+template <class F>
+Status* guarded(const Api& api, const char* operator_name, F&& f) {
+  try {
+    f();
+    return nullptr;
+  } catch (const Failed& failed) {
+    return failed.status;
+  } catch (const InvalidArgument& error) {
+    return api.CreateStatus()(kInvalidArgument,
+                              ("slipway::" + std::string(operator_name) + ": " + error.what()).c_str());
+  } catch (const std::exception& error) {  // no memory
+    return api.CreateStatus()(kFail,
+                              ("slipway::" + std::string(operator_name) + ": " + error.what()).c_str());
+  }
+}
+
+// Absent attributes keep their default.
+int64_t attribute(const Api& api, const KernelInfo* info, const char* name, int64_t fallback) {
+  int64_t value = fallback;
+  if (Status* status = api.KernelInfoGetAttribute_int64()(info, name, &value)) {
+    api.ReleaseStatus()(status);
+    return fallback;
+  }
+  return value;
+}
+
+float attribute(const Api& api, const KernelInfo* info, const char* name, float fallback) {
+  float value = fallback;
+  if (Status* status = api.KernelInfoGetAttribute_float()(info, name, &value)) {
+    api.ReleaseStatus()(status);
+    return fallback;
+  }
+  return value;
+}
+
+// One node of a graph: its attributes, and the interface it was created with.
+struct PagedAttentionNode {
+  static constexpr const char* kName = "PagedAttention";
+  const Api& api;
+  PagedAttentionAttributes attributes;
+
+  PagedAttentionNode(const Api& table, const KernelInfo* info) : api(table) {
+    attributes.num_heads = attribute(api, info, "num_heads", int64_t(0));
+    attributes.kv_num_heads = attribute(api, info, "kv_num_heads", int64_t(0));
+    attributes.scale = attribute(api, info, "scale", 0.0f);
+    attributes.softcap = attribute(api, info, "softcap", 0.0f);
+    attributes.do_rotary = attribute(api, info, "do_rotary", int64_t(0));
+    attributes.rotary_interleaved = attribute(api, info, "rotary_interleaved", int64_t(0));
+    attributes.local_window_size = attribute(api, info, "local_window_size", int64_t(-1));
+  }
+  void run(const Call& call) const { run_paged_attention(attributes, call); }
+};
+
+struct SkipRmsNormalizationNode {
+  static constexpr const char* kName = "SkipRMSNormalization";
+  const Api& api;
+  float epsilon;
+
+  SkipRmsNormalizationNode(const Api& table, const KernelInfo* info)
+      : api(table), epsilon(attribute(table, info, "epsilon", 1e-5f)) {}
+  void run(const Call& call) const { run_skip_rms_normalization(epsilon, call); }
+};
+
+struct SwigluNode {
+  static constexpr const char* kName = "SwiGLU";
+  const Api& api;
+
+  SwigluNode(const Api& table, const KernelInfo*) : api(table) {}
+  void run(const Call& call) const { run_swiglu(call); }
+};
+
+// Types and optionality of a node's inputs and outputs.
+struct Signature {
+  size_t inputs, outputs;
+  ElementType input_types[20];
+  ElementType output_types[3];
+  uint32_t optional_inputs, optional_outputs;  // bit i: input or output i may be absent
+};
+
+constexpr uint32_t bits(size_t first, size_t last) { return ((1u << (last - first + 1)) - 1) << first; }
+
+constexpr Signature paged_attention_signature(ElementType pool) {
+  return {20,
+          3,
+          {kFloat, kFloat, kFloat, pool,   pool,   kInt32, kInt32, kInt32, kFloat, kFloat,
+           kInt32, kFloat, kFloat, kFloat, kFloat, kFloat, kInt32, kInt32, kFloat, kBool},
+          {kFloat, pool, pool},
+          bits(1, 2) | bits(8, 9) | bits(11, 19),
+          bits(1, 2)};
+}
+
+// CustomOp with the signature behind it; ONNX Runtime hands the CustomOp back to every callback.
+struct Operator : CustomOp {
+  Signature signature;
+};
+
+const Signature& signature_of(const CustomOp* op) { return static_cast<const Operator*>(op)->signature; }
+
+template <class Node>
+Operator make_operator(const Signature& signature) {
+  Operator op{};
+  op.signature = signature;
+  op.version = kApiVersion;
+  op.GetName = [](const CustomOp*) { return Node::kName; };
+  op.GetExecutionProviderType = [](const CustomOp*) { return "CPUExecutionProvider"; };
+  op.GetInputType = [](const CustomOp* self, size_t i) { return signature_of(self).input_types[i]; };
+  op.GetInputTypeCount = [](const CustomOp* self) { return signature_of(self).inputs; };
+  op.GetOutputType = [](const CustomOp* self, size_t i) { return signature_of(self).output_types[i]; };
+  op.GetOutputTypeCount = [](const CustomOp* self) { return signature_of(self).outputs; };
+  op.GetInputCharacteristic = [](const CustomOp* self, size_t i) {
+    return signature_of(self).optional_inputs >> i & 1 ? kOptional : kRequired;
+  };
+  op.GetOutputCharacteristic = [](const CustomOp* self, size_t i) {
+    return signature_of(self).optional_outputs >> i & 1 ? kOptional : kRequired;
+  };
+  op.GetInputMemoryType = [](const CustomOp*, size_t) { return 0; };
+  op.GetVariadicInputMinArity = [](const CustomOp*) { return 1; };
+  op.GetVariadicInputHomogeneity = [](const CustomOp*) { return 1; };
+  op.GetVariadicOutputMinArity = [](const CustomOp*) { return 1; };
+  op.GetVariadicOutputHomogeneity = [](const CustomOp*) { return 1; };
+  op.GetStartVersion = [](const CustomOp*) { return 1; };
+  op.GetEndVersion = [](const CustomOp*) { return 1; };
+  op.CreateKernelV2 = [](const CustomOp*, const Api* api, const KernelInfo* info, void** kernel) {
+    return guarded(*api, Node::kName, [&] { *kernel = new Node(*api, info); });
+  };
+  op.KernelComputeV2 = [](void* kernel, KernelContext* context) {
+    const Node& node = *static_cast<const Node*>(kernel);
+    return guarded(node.api, Node::kName, [&] { node.run(Call(node.api, context)); });
+  };
+  op.KernelDestroy = [](void* kernel) { delete static_cast<Node*>(kernel); };
+  return op;
+}
+
+// The domain with all operators. It lives as long as the library: sessions keep pointers into it.
+Domain* make_domain(const Api& api) {
+  static const Operator operators[] = {
+      make_operator<PagedAttentionNode>(paged_attention_signature(kFloat)),
+      make_operator<PagedAttentionNode>(paged_attention_signature(kFloat16)),
+      make_operator<PagedAttentionNode>(paged_attention_signature(kBFloat16)),
+      make_operator<SkipRmsNormalizationNode>(
+          {3, 2, {kFloat, kFloat, kFloat}, {kFloat, kFloat}, 0, bits(1, 1)}),
+      make_operator<SwigluNode>({1, 1, {kFloat}, {kFloat}, 0, 0}),
+  };
+  Domain* domain = nullptr;
+  check(api.CreateCustomOpDomain()("slipway", &domain));
+  for (const Operator& op : operators) check(api.CustomOpDomain_Add()(domain, &op));
+  return domain;
+}
+
+}  // namespace
+}  // namespace slipway::cpu
+
+// Called by SessionOptions.register_custom_ops_library.
+extern "C" __attribute__((visibility("default"))) slipway::ort::Status* RegisterCustomOps(
+    slipway::ort::SessionOptions* options, const slipway::ort::ApiBase* base) {
+  const slipway::ort::Api* api = base->GetApi(slipway::ort::kApiVersion);
+  if (!api) return nullptr;  // ONNX Runtime before 1.17: it says itself that the operators are missing
+  return slipway::cpu::guarded(*api, "RegisterCustomOps", [&] {
+    static slipway::ort::Domain* const domain = slipway::cpu::make_domain(*api);
+    slipway::ort::check(api->AddCustomOpDomain()(options, domain));
+  });
+}

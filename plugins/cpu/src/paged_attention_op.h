@@ -1,0 +1,25 @@
+// The operators' kernels as ONNX Runtime sees them.
+#pragma once
+
+#include <cstdint>
+
+#include "ort_call.h"
+
+namespace slipway::cpu {
+
+// Attributes of a PagedAttention node, as in plugins/schemas.py.
+struct PagedAttentionAttributes {
+  int64_t num_heads = 0;
+  int64_t kv_num_heads = 0;
+  float scale = 0.0f;
+  float softcap = 0.0f;
+  int64_t do_rotary = 0;
+  int64_t rotary_interleaved = 0;
+  int64_t local_window_size = -1;
+};
+
+void run_paged_attention(const PagedAttentionAttributes& attributes, const ort::Call& call);
+void run_skip_rms_normalization(float epsilon, const ort::Call& call);
+void run_swiglu(const ort::Call& call);
+
+}  // namespace slipway::cpu
