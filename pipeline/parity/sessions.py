@@ -1,0 +1,65 @@
+"""ONNX Runtime sessions of any stage's graph, for a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx_ir as ir
+import onnxruntime as ort
+
+from pipeline.graph import load_graph, save_graph
+from plugins.cpu.build import registered
+from plugins.schemas import DOMAIN, PAGED_ATTENTION
+
+
+@contextmanager
+def graph_session(graph: Path, scratch: Path) -> Iterator[ort.InferenceSession]:
+    """A session for a graph between stages. Pools as outputs are dropped: the operator writes in place.
+
+    `scratch` is a path in the graph's folder, for a copy of the graph without its weights; it is removed.
+    """
+    model = load_graph(graph)
+    drop_pool_outputs(model)
+    try:
+        save_graph(model, scratch)
+        yield _session(scratch, ort.GraphOptimizationLevel.ORT_ENABLE_BASIC)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def engine_session(graph: Path) -> ort.InferenceSession:
+    """A session for a compiled engine, loaded as the runtime loads it: nothing is optimized any more."""
+    return _session(graph, ort.GraphOptimizationLevel.ORT_DISABLE_ALL)
+
+
+def drop_pool_outputs(model: ir.Model) -> None:
+    """Takes the pools from the outputs of the graph and of its attention nodes, in place."""
+    pools = {
+        output
+        for node in model.graph
+        if node.domain == DOMAIN and node.op_type == PAGED_ATTENTION.name
+        for output in node.outputs[1:]
+    }
+    if not pools:
+        return
+    kept = [value for value in model.graph.outputs if value not in pools]
+    model.graph.outputs.clear()
+    model.graph.outputs.extend(kept)
+    for node in model.graph:
+        if node.domain == DOMAIN and node.op_type == PAGED_ATTENTION.name:
+            node.resize_outputs(1)
+
+
+def uses_plugin(model: ir.Model) -> bool:
+    """Whether the graph holds an operator of domain `slipway`, and so needs the plugin library."""
+    return any(node.domain == DOMAIN for node in model.graph.all_nodes())
+
+
+def _session(graph: Path, level: ort.GraphOptimizationLevel) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # errors; warnings are about unused initializers and the like
+    options.graph_optimization_level = level
+    registered(options)
+    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
