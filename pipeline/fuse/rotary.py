@@ -170,7 +170,7 @@ def _laid_out(x: ir.Value, cos: ir.Value, sin: ir.Value, below: list[ir.Node], h
 
 
 def _token_axis(apart: Numbered, head_dim: int, width: int) -> int | None:
-    """The axis of `apart`, from the end, that counts rows of `width`; the last one counts a head's elements."""
+    """The axis of `apart`, from the end, that counts rows of `width`; its last one a head's elements."""
     if apart.shape[-1] != head_dim or not np.array_equal(
         apart % head_dim, np.broadcast_to(np.arange(head_dim), apart.shape)
     ):
