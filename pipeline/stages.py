@@ -68,8 +68,9 @@ class Stage:
 
     `code`: files and folders below ROOT whose text decides; `packages`: distributions whose version decides;
     `recipe`: the recipe's values that decide; `inputs`: files read, asked for when the stage's turn comes.
-    `gate` raises GateFailed when the measured parity is outside the recipe's tolerance. `command` repeats just
-    this stage. `needed_bytes`: room on the disk that it takes at most.
+    `given`: what else decides, such as facts that an earlier stage recorded, asked for at the same time.
+    `gate` raises GateFailed when the measured parity is outside the recipe's tolerance. `command` repeats
+    just this stage. `needed_bytes`: room on the disk that it takes at most.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Stage:
     inputs: Callable[[], Sequence[Path]]
     run: Callable[[], Product]
     command: Sequence[str]
+    given: Callable[[], Mapping[str, Any]] = dict
     gate: Callable[[Parity], None] = lambda parity: None
     needed_bytes: int = 0
 
@@ -128,6 +130,7 @@ class Runner:
             return row
         check_room(self.workspace.folder, stage.needed_bytes, self.free)
         self.progress.started(stage.name)
+        self._remove_damaged_weights()
         try:
             with write_errors(self.workspace.folder, stage.needed_bytes, self.free), missing_packages():
                 row = self._run(stage, key, records)
@@ -177,6 +180,13 @@ class Runner:
                 return None
         return manifest
 
+    def _remove_damaged_weights(self) -> None:
+        """Removes weights whose content is not what their name says: a writer trusts the names it finds."""
+        folder = self.workspace.path(WEIGHTS)
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if self.hashes.sha256(path) != path.name:
+                path.unlink()
+
     def _key(self, stage: Stage, inputs: Sequence[FileRecord]) -> str:
         return sha256_of_json(
             {
@@ -185,6 +195,7 @@ class Runner:
                 "packages": versions(stage.packages),
                 "machine": platform.machine(),
                 "recipe": stage.recipe,
+                "given": stage.given(),
                 "inputs": [[Path(record.path).name, record.sha256] for record in inputs],
             }
         )
@@ -197,6 +208,7 @@ class Runner:
                 yield FileRecord(final, self.hashes.sha256(path), path.stat().st_size)
         for path in product.shared:
             # A weight's name is the hash of its content: the writer has just computed it.
+            self.hashes.remember(path, path.name)
             yield FileRecord(f"{WEIGHTS}/{path.name}", path.name, path.stat().st_size)
 
 

@@ -1,0 +1,185 @@
+"""`build`: all stages of one model, in order, under the folder's lock."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from model_repo.runtime.errors import BadInput
+
+from .disk import FreeBytes, check_room, free_bytes, write_errors
+from .lock import NAME as LOCK
+from .lock import locked
+from .packages import missing_packages
+from .recipe import Recipe
+from .stages import Parity, Progress, Runner, Silent, Stage, StageRow
+from .steps import compile as compile_step
+from .steps import emit as emit_step
+from .steps import export as export_step
+from .steps import fuse as fuse_step
+from .steps import lower as lower_step
+from .steps.context import BuildContext
+from .workspace import BUILD, ENGINE, MANIFESTS, RECIPE, REPOSITORY, STAGING, Workspace
+
+if TYPE_CHECKING:
+    from .recipe import Tolerance
+
+STEPS: Mapping[str, Callable[[BuildContext], Stage]] = {
+    "export": export_step.stage,
+    "fuse": fuse_step.stage,
+    "lower": lower_step.stage,
+    "compile": compile_step.stage,
+    "emit": emit_step.stage,
+}
+"""All stages in the order in which they run."""
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What a build made: one row a stage. `repository` exists when the stage `emit` was among them."""
+
+    folder: Path
+    rows: tuple[StageRow, ...]
+    seconds: float
+
+    @property
+    def repository(self) -> Path:
+        """The Triton model repository."""
+        return self.folder / REPOSITORY
+
+    @property
+    def engine(self) -> Path:
+        """The compiled engine's graph."""
+        return self.folder / ENGINE
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "folder": str(self.folder),
+            "repository": str(self.repository),
+            "seconds": self.seconds,
+            "stages": [asdict(row) for row in self.rows],
+        }
+
+
+def build(
+    recipe: Recipe,
+    output: Path | str,
+    *,
+    progress: Progress | None = None,
+    stages: Sequence[str] = tuple(STEPS),
+    force: bool = False,
+    free: FreeBytes = free_bytes,
+    steps: Mapping[str, Callable[[BuildContext], Stage]] = STEPS,
+) -> BuildResult:
+    """Runs `stages` of `recipe` in the folder `output`; what is unchanged is not run again, unless `force`.
+
+    Waits for another build of the same folder. `free` gives the free bytes of a file system. Raises BadInput
+    (bad source, no room, not writable, a missing package), GateFailed (parity outside the recipe's tolerance)
+    and SlipwayError; the artifacts of stages that did not end well are those from before, and a folder that
+    got nothing is not left behind.
+    """
+    folder = Path(output)
+    workspace = Workspace(folder)
+    watcher = progress or Silent()
+    context = BuildContext(recipe, workspace, exports="export" in stages)
+    with missing_packages(), write_errors(folder, 0, free):
+        workspace.check_is_ours()
+        if context.exports:
+            context.source  # noqa: B018  # refuses a bad source before anything is written
+            _check_room_for_all(context, stages, steps, free)
+        elif not folder.is_dir():
+            raise BadInput(f"no folder {folder}; run `slipway build MODEL --output {folder}` first")
+        made = _missing_folders(folder)
+        with locked(folder, watcher.say):
+            try:
+                return _run(context, stages, steps, Runner(workspace, watcher, free, force))
+            finally:
+                _remove_if_nothing_came(workspace, made)
+
+
+def _run(
+    context: BuildContext,
+    stages: Sequence[str],
+    steps: Mapping[str, Callable[[BuildContext], Stage]],
+    runner: Runner,
+) -> BuildResult:
+    """The stages, then the files about the build, then the removal of weights that nothing needs any more."""
+    workspace = context.workspace
+    begin = time.perf_counter()
+    workspace.sweep()
+    rows = []
+    for name in stages:
+        rows.append(runner.run(_gated(steps[name](context), context.recipe)))
+        # From the first artifact on: the commands that repeat a later stage read the recipe here.
+        _write(workspace.path(RECIPE), context.recipe.to_yaml())
+    runner.hashes.save()
+    workspace.collect_weights()
+    result = BuildResult(workspace.folder, tuple(rows), round(time.perf_counter() - begin, 3))
+    if tuple(stages) == tuple(steps):
+        _write(workspace.path(BUILD), json.dumps(result.to_dict(), indent=2) + "\n")
+    return result
+
+
+def _gated(stage: Stage, recipe: Recipe) -> Stage:
+    """The stage with the recipe's tolerance, where the recipe has one for it."""
+    tolerance: Tolerance | None = getattr(recipe.parity, stage.name, None)
+    if tolerance is None:
+        return stage
+
+    def judge(parity: Parity) -> None:
+        from .parity.compare import gate
+
+        gate(stage.name, parity, tolerance)
+
+    return dataclasses.replace(stage, gate=judge)
+
+
+def _check_room_for_all(
+    context: BuildContext,
+    stages: Sequence[str],
+    steps: Mapping[str, Callable[[BuildContext], Stage]],
+    free: FreeBytes,
+) -> None:
+    """Raises BadInput when what has never been built here will not fit. Each stage is checked again later."""
+    missing = [name for name in stages if not context.workspace.path(MANIFESTS[name]).exists()]
+    needed = sum(steps[name](context).needed_bytes for name in missing)
+    check_room(context.workspace.folder, needed, free)
+
+
+def _missing_folders(folder: Path) -> list[Path]:
+    """`folder` and the folders above it that do not exist yet, innermost first."""
+    folder = folder.absolute()
+    return [path for path in (folder, *folder.parents) if not path.exists()]
+
+
+def _remove_if_nothing_came(workspace: Workspace, made: Sequence[Path]) -> None:
+    """Removes the folders that this build made if it published nothing; the lock goes last, still held."""
+    if not made or workspace.has_artifacts():
+        return
+    for path in workspace.folder.iterdir():
+        if path.name == LOCK:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    workspace.path(LOCK).unlink(missing_ok=True)
+    for folder in made:
+        try:
+            folder.rmdir()
+        except OSError:
+            return  # another build waits here, or has put something beside
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a small file that readers see whole."""
+    temporary = path.with_name(f"{STAGING}{path.name}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,55 @@
+"""Runs the graph that a stage made, and compares it with what the stage before gave."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+
+from pipeline.parity.compare import Rows, compare
+from pipeline.parity.decoder import run_decoder
+from pipeline.parity.encoder import run_encoder
+from pipeline.parity.sessions import engine_session, graph_session
+
+from .context import BuildContext, ModelFacts
+
+SCRATCH = "parity.onnx"
+
+
+def compared(
+    context: BuildContext, stage: str, graph: Path, before: str, before_graph: Path, engine: bool = False
+) -> dict[str, Any]:
+    """Figures of `graph`, made by `stage`, against `before_graph`, made by the stage `before`.
+
+    `engine`: `graph` is run as the runtime runs it, with nothing optimized at load. What a graph gave is kept
+    in the context, so that each runs once in a build.
+    """
+    if before not in context.outputs:
+        context.outputs[before] = outputs_of(context, before_graph)
+    facts = context.facts
+    if engine:
+        found = run(engine_session(graph), facts, context.parity_inputs())
+    else:
+        found = outputs_of(context, graph)
+    figures = compare(context.outputs[before], found, before, top1=facts.kind == "decoder")
+    context.outputs[stage] = found
+    return figures
+
+
+def outputs_of(context: BuildContext, graph: Path) -> Rows:
+    """What a graph between stages gives on the parity inputs."""
+    return run_graph(context, graph, context.facts, context.parity_inputs())
+
+
+def run_graph(context: BuildContext, graph: Path, facts: ModelFacts, inputs: list[list[int]]) -> Rows:
+    """What a graph between stages gives on `inputs`."""
+    with graph_session(graph, context.workspace.staged(SCRATCH)) as session:
+        return run(session, facts, inputs)
+
+
+def run(session: ort.InferenceSession, facts: ModelFacts, inputs: list[list[int]]) -> Rows:
+    """Logits of every token (decoder) or embeddings (encoder)."""
+    if facts.kind == "decoder":
+        return run_decoder(session, facts.kv, inputs)
+    return run_encoder(session, inputs)

@@ -1,0 +1,155 @@
+"""What the stages of one build share: recipe, workspace, source, and facts about the model."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from model_repo.runtime.contract import KVSpec
+from model_repo.runtime.errors import BadInput
+from model_repo.runtime.manifest import Manifest
+from pipeline.disk import FIXED_BYTES, float32_bytes
+from pipeline.recipe import Recipe
+from pipeline.workspace import WEIGHTS, Workspace, checked_name
+
+if TYPE_CHECKING:
+    from pipeline.parity.compare import Rows
+    from pipeline.sources import Source
+
+TOKENIZER = "export.tokenizer.json"
+CHAT_TEMPLATE = "export.chat_template.jinja"
+PARITY_CODE = ("pipeline/parity", "pipeline/graph.py", "calibration/data.py", "plugins/schemas.py")
+"""Code that every stage with a parity check depends on."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the export learned about the model, kept in its manifest for the later stages."""
+
+    name: str
+    kind: Literal["decoder", "encoder"]
+    vocab_size: int
+    max_length: int
+    end_token_ids: tuple[int, ...]
+    features: tuple[str, ...]
+    kv: tuple[KVSpec, ...]
+    encoder_inputs: tuple[str, ...]
+    hidden_size: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `from_dict` reads them back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ModelFacts:
+        """The inverse of `to_dict`. Raises BadInput when fields are missing or unknown."""
+        try:
+            values = dict(data)
+            values["kv"] = tuple(KVSpec(**spec) for spec in values["kv"])
+            for name in ("end_token_ids", "features", "encoder_inputs"):
+                values[name] = tuple(values[name])
+            return cls(**values)
+        except (KeyError, TypeError) as error:
+            raise BadInput(
+                f"export.json does not fit this version of slipway ({error}); run slipway export again"
+            ) from error
+
+
+class BuildContext:
+    """One build of one model. `outputs` keeps what a graph gave on the parity inputs, by stage.
+
+    `exports`: whether the export is among the stages of this build, so that the source is read.
+    `shown` is the output folder as the user wrote it, for the commands that repeat a stage.
+    """
+
+    def __init__(self, recipe: Recipe, workspace: Workspace, exports: bool) -> None:
+        self.recipe = recipe
+        self.workspace = workspace
+        self.exports = exports
+        self.shown = str(workspace.folder)
+        self.outputs: dict[str, Rows] = {}
+
+    @functools.cached_property
+    def source(self) -> Source:
+        """The model's source, checked; nothing is loaded. Raises BadInput."""
+        from pipeline.sources import open_source
+
+        source = open_source(self.recipe.source.model, self.recipe.source)
+        checked_name(source.name)
+        return source
+
+    @property
+    def facts(self) -> ModelFacts:
+        """What the export learned. Raises BadInput when the export is missing."""
+        return ModelFacts.from_dict(self.required("export").details.get("model", {}))
+
+    def required(self, stage: str) -> Manifest:
+        """Manifest of an earlier stage. Raises BadInput when that stage has no artifact."""
+        manifest = self.workspace.manifest(stage)
+        if manifest is None:
+            raise BadInput(
+                f"{self.shown} holds no result of the stage {stage}; run `slipway {stage} {self.shown}`, or "
+                "`slipway build` for all stages"
+            )
+        return manifest
+
+    def artifact_files(self, stage: str) -> list[Path]:
+        """Every file of an earlier stage's artifact. Raises BadInput when one is missing."""
+        manifest = self.required(stage)
+        paths = [self.workspace.path(record.path) for record in manifest.outputs]
+        for path in paths:
+            if not path.is_file():
+                raise BadInput(f"{path} is missing; run `slipway build` or `slipway {stage} {self.shown}`")
+        return paths
+
+    def parity_inputs(self) -> list[list[int]]:
+        """Token ids of the prompts or texts that every stage is compared on, within the model's length."""
+        facts = self.facts
+        tokenizers = [path for path in self.artifact_files("export") if path.name == TOKENIZER]
+        return parity_inputs(tokenizers[0] if tokenizers else None, facts.vocab_size, facts.max_length)
+
+    @functools.cached_property
+    def weight_bytes(self) -> int:
+        """Bytes of the model's weights in float32."""
+        if self.exports:
+            return float32_bytes(self.source.files)
+        return sum(record.bytes for record in self.required("export").outputs)
+
+    def needed_bytes(self, share: float) -> int:
+        """Room for `share` times the weights and what comes with them."""
+        return int(share * self.weight_bytes) + FIXED_BYTES
+
+
+def parity_inputs(tokenizer: Path | None, vocab_size: int, max_length: int) -> list[list[int]]:
+    """Token ids for parity checks, no prompt longer than `max_length`."""
+    from calibration.data import LENGTHS, parity_prompts
+
+    prompts = parity_prompts(tokenizer, vocab_size, [min(length, max_length) for length in LENGTHS])
+    return [prompt[:max_length] for prompt in prompts]
+
+
+def weights_in(workspace: Workspace, graph: Path) -> list[Path]:
+    """The weight files in the workspace that a graph names, sorted."""
+    import onnx_ir as ir
+
+    from pipeline.graph import load_graph
+
+    names = {
+        Path(value.const_value.location).name
+        for inner in load_graph(graph).graphs()
+        for value in inner.initializers.values()
+        if isinstance(value.const_value, ir.ExternalTensor)
+    }
+    return [workspace.path(WEIGHTS) / name for name in sorted(names)]
+
+
+def graph_files(context: BuildContext, stage: str) -> Sequence[Path]:
+    """Inputs of a stage that reads the graph of `stage`: the graph and its weights."""
+    return [
+        path
+        for path in context.artifact_files(stage)
+        if path.suffix == ".onnx" or path.parent.name == WEIGHTS
+    ]
