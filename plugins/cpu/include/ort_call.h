@@ -23,14 +23,14 @@ inline void check(Status* status) {
   if (status) throw Failed{status};
 }
 
-// A tensor's memory, type and shape. `data` null: the optional input is absent.
+// A tensor's memory, type and shape. False where the optional input is absent.
 struct Tensor {
   void* data = nullptr;
   ElementType type = kUndefined;
   size_t rank = 0;
-  int64_t shape[8] = {};
+  const int64_t* shape = nullptr;  // owned by ONNX Runtime, valid during the call
 
-  explicit operator bool() const { return data != nullptr || type != kUndefined; }
+  explicit operator bool() const { return type != kUndefined; }
   template <class T>
   T* as() const {
     return static_cast<T*>(data);
@@ -60,22 +60,14 @@ class Call {
   // Input `index`, or an absent tensor.
   Tensor input(size_t index) const {
     Tensor tensor;
-    const Value* value = nullptr;
-    if (index >= inputs_) return tensor;
-    check(api_.KernelContext_GetInput()(context_, index, &value));
+    const Value* value = find_input(index);
     if (!value) return tensor;
-    TypeInfo* info = nullptr;
-    check(api_.GetTensorTypeAndShape()(value, &info));
-    Status* status = api_.GetTensorElementType()(info, &tensor.type);
-    if (!status) status = api_.GetDimensionsCount()(info, &tensor.rank);
-    const bool fits = tensor.rank <= 8;
-    if (!status && fits) status = api_.GetDimensions()(info, tensor.shape, tensor.rank);
-    api_.ReleaseTensorTypeAndShapeInfo()(info);
-    check(status);
-    if (!fits) throw InvalidArgument("input " + std::to_string(index) + " has more than 8 axes");
+    check(api_.GetTensorElementTypeAndShapeDataReference()(value, &tensor.type, &tensor.shape, &tensor.rank));
     check(api_.GetTensorMutableData()(const_cast<Value*>(value), &tensor.data));
     return tensor;
   }
+
+  bool has_input(size_t index) const { return find_input(index) != nullptr; }
 
   // Allocates output `index`; null where the node does not have it.
   void* output(size_t index, const int64_t* shape, size_t rank) const {
@@ -101,6 +93,12 @@ class Call {
   }
 
  private:
+  const Value* find_input(size_t index) const {
+    const Value* value = nullptr;
+    if (index < inputs_) check(api_.KernelContext_GetInput()(context_, index, &value));
+    return value;
+  }
+
   const Api& api_;
   KernelContext* context_;
   size_t inputs_ = 0, outputs_ = 0;

@@ -3,7 +3,7 @@
 // ONNX Runtime's headers are in no Python package, so the entries needed are declared here by their place
 // in the function table `OrtApi`. The table is append-only by promise: an entry's place never changes.
 // Where the official header is found, the build defines SLIPWAY_ORT_HEADER and `ort_check.cpp` verifies every
-// place below. Lowest interface version that has all of them: 17 (ONNX Runtime 1.17).
+// place below. The lowest interface version that has all of them is 24 (ONNX Runtime 1.24).
 #pragma once
 
 #include <cstddef>
@@ -13,14 +13,13 @@ namespace slipway::ort {
 
 struct Status;
 struct Value;
-struct TypeInfo;  // OrtTensorTypeAndShapeInfo
 struct KernelInfo;
 struct KernelContext;
 struct Domain;  // OrtCustomOpDomain
 struct SessionOptions;
 struct ShapeInferContext;
 
-constexpr uint32_t kApiVersion = 17;
+constexpr uint32_t kApiVersion = 24;
 
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
 
@@ -43,10 +42,6 @@ enum Characteristic : int { kRequired = 0, kOptional = 1 };
   ENTRY(27, Status*, CustomOpDomain_Add, (Domain * domain, const struct CustomOp* op))                       \
   ENTRY(28, Status*, AddCustomOpDomain, (SessionOptions * options, Domain * domain))                         \
   ENTRY(51, Status*, GetTensorMutableData, (Value * value, void** out))                                      \
-  ENTRY(60, Status*, GetTensorElementType, (const TypeInfo* info, ElementType* out))                         \
-  ENTRY(61, Status*, GetDimensionsCount, (const TypeInfo* info, size_t* out))                                \
-  ENTRY(62, Status*, GetDimensions, (const TypeInfo* info, int64_t* dimensions, size_t count))               \
-  ENTRY(65, Status*, GetTensorTypeAndShape, (const Value* value, TypeInfo** out))                            \
   ENTRY(85, Status*, KernelInfoGetAttribute_float, (const KernelInfo* info, const char* name, float* out))   \
   ENTRY(86, Status*, KernelInfoGetAttribute_int64, (const KernelInfo* info, const char* name, int64_t* out)) \
   ENTRY(88, Status*, KernelContext_GetInputCount, (const KernelContext* context, size_t* out))               \
@@ -56,14 +51,15 @@ enum Characteristic : int { kRequired = 0, kOptional = 1 };
   ENTRY(91, Status*, KernelContext_GetOutput,                                                                \
         (KernelContext * context, size_t index, const int64_t* dimensions, size_t count, Value** out))       \
   ENTRY(93, void, ReleaseStatus, (Status * status))                                                          \
-  ENTRY(99, void, ReleaseTensorTypeAndShapeInfo, (TypeInfo * info))                                          \
   ENTRY(274, Status*, KernelContext_ParallelFor,                                                             \
         (const KernelContext* context, void (*function)(void*, size_t), size_t total, size_t batches,        \
-         void* user_data))
+         void* user_data))                                                                                   \
+  ENTRY(414, Status*, GetTensorElementTypeAndShapeDataReference,                                             \
+        (const Value* value, ElementType* type, const int64_t** shape, size_t* rank))
 
 // The function table as it comes from ONNX Runtime: only its entries are looked at, by place.
 struct Api {
-  void* entries[275];
+  void* entries[415];
 
 #define SLIPWAY_ORT_METHOD(place, result, name, parameters) \
   using name##Function = result(*) parameters;              \
@@ -78,7 +74,7 @@ struct ApiBase {
   const char* (*GetVersionString)();
 };
 
-// OrtCustomOp up to interface version 17: ONNX Runtime reads no field beyond `version` promises.
+// OrtCustomOp. ONNX Runtime looks at no field that `version` does not promise.
 struct CustomOp {
   uint32_t version;
   void* (*CreateKernel)(const CustomOp* op, const Api* api, const KernelInfo* info);
@@ -102,8 +98,8 @@ struct CustomOp {
   Status* (*InferOutputShape)(const CustomOp* op, ShapeInferContext* context);
   int (*GetStartVersion)(const CustomOp* op);
   int (*GetEndVersion)(const CustomOp* op);
-  // Fields that newer versions added; null, so that a reader of more fields finds nothing to call.
-  void* reserved[8];
+  // Four callbacks for outputs that reuse inputs' memory: not given, they are null.
+  void* inplace_callbacks[4];
 };
 
 }  // namespace slipway::ort

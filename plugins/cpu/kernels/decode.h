@@ -1,7 +1,7 @@
 // Attention of one token: a sequence with a single new token.
 //
-// Bound by reading the cache, so all query heads of a key head are served by one pass over it, and one item
-// takes several key heads, whose rows lie side by side.
+// Bound by reading the cache, so all query heads of a key head are served by one pass over it, one item takes
+// several key heads, whose rows lie side by side, and rows are fetched ahead of their use.
 #pragma once
 
 #include <type_traits>
@@ -12,63 +12,76 @@ namespace slipway::cpu {
 
 float* thread_scratch(int64_t floats);
 
-constexpr int kDecodeTile = 64;  // keys between two updates of the softmax state
+constexpr int kDecodeTile = 128;  // keys between two updates of the softmax state
+constexpr int kStrip = 16;        // keys of one head that are worked on at a time
+constexpr int kAhead = 32;        // keys between fetching a row and using it
 
-// Scores of kWidth keys for kHeads query heads. `keys` is the cache at the key head, `stride` its elements
-// from one slot to the next. kDim is head_dim where it is known at compile time, otherwise 0.
-template <class S, class T, int kHeads, int kDim>
-inline void score_keys(const float* query, int query_stride, const T* keys, int64_t stride,
-                       const int64_t* slots, int head_dim, float* scores) {
-  using V = typename S::V;
-  constexpr int W = S::kWidth;
-  V products[kHeads][W];
-  for (int j = 0; j < W; ++j) {
-    const T* key = keys + slots[j] * stride;
-    V sums[kHeads];
-    for (int h = 0; h < kHeads; ++h) sums[h] = S::zero();
-    if constexpr (kDim > 0) {
-      for (int d = 0; d < kDim; d += W) {
-        const V k = S::load(key + d);
-        for (int h = 0; h < kHeads; ++h) sums[h] = S::fma(S::load(query + h * query_stride + d), k, sums[h]);
-      }
-    } else {
-      for (int d = 0; d < head_dim; d += W) {
-        const V k = load_part<S>(key + d, head_dim - d);
-        for (int h = 0; h < kHeads; ++h) sums[h] = S::fma(S::load(query + h * query_stride + d), k, sums[h]);
-      }
-    }
-    for (int h = 0; h < kHeads; ++h) products[h][j] = sums[h];
-  }
-  for (int h = 0; h < kHeads; ++h) S::store(scores + h * kDecodeTile, S::sum_each(products[h]));
+// Rows of the cache in the order in which one tile uses them, at the item's first key head: the tile's keys,
+// its values, then the first keys of the next tile, which are only fetched. Byte pointers.
+struct RowStream {
+  const char* rows[2 * kDecodeTile + kAhead];
+};
+
+// Asks for the cache lines of a row. Reading nothing, it may point anywhere.
+static inline __attribute__((always_inline)) void fetch(const char* row, int bytes) {
+  for (int line = 0; line < bytes; line += 64) __builtin_prefetch(row + line);
 }
 
-// output[head][column ...] += weights[head][j] * value[j][column ...] for keys [begin, end) and kVectors
-// vectors of columns.
+// Scores of kWidth keys for kHeads query heads. `rows` are the keys, `offset` the bytes from a row's start to
+// the key head. kDim is head_dim where it is known at compile time, otherwise 0.
+template <class S, class T, int kHeads, int kDim>
+inline void score_keys(const float* query, int query_stride, const char* const* rows, int64_t offset,
+                       int64_t ahead_offset, int head_dim, float* scores) {
+  using V = typename S::V;
+  constexpr int W = S::kWidth;
+  V quads[kHeads][W / 4];
+  for (int j = 0; j < W; j += 4) {
+    V sums[kHeads][4];
+    const T* keys[4];
+    for (int i = 0; i < 4; ++i) {
+      keys[i] = reinterpret_cast<const T*>(rows[j + i] + offset);
+      fetch(rows[j + i + kAhead] + ahead_offset, (kDim > 0 ? kDim : head_dim) * int(sizeof(T)));
+      for (int h = 0; h < kHeads; ++h) sums[h][i] = S::zero();
+    }
+    for (int d = 0; d < (kDim > 0 ? kDim : head_dim); d += W) {
+      V k[4];
+      for (int i = 0; i < 4; ++i)
+        k[i] = kDim > 0 ? S::load(keys[i] + d) : load_part<S>(keys[i] + d, head_dim - d);
+      for (int h = 0; h < kHeads; ++h) {
+        const V q = S::load(query + h * query_stride + d);
+        for (int i = 0; i < 4; ++i) sums[h][i] = S::fma(q, k[i], sums[h][i]);
+      }
+    }
+    for (int h = 0; h < kHeads; ++h)
+      quads[h][j / 4] = S::quad_sums(sums[h][0], sums[h][1], sums[h][2], sums[h][3]);
+  }
+  for (int h = 0; h < kHeads; ++h) S::store(scores + h * kDecodeTile, S::join_quads(quads[h]));
+}
+
+// output[head][column ...] += weights[head][j] * value[j][column ...] for `count` keys and kVectors vectors
+// of columns, of which `columns` exist.
 template <class S, class T, int kHeads, int kVectors>
-inline void add_value_columns(const float* weights, const T* values, int64_t stride, const int64_t* slots,
-                              int begin, int end, int columns, float* output, int output_stride) {
+inline void add_value_columns(const float* weights, const char* const* rows, int64_t offset, int count,
+                              int columns, float* output, int output_stride) {
   using V = typename S::V;
   constexpr int W = S::kWidth;
   V sums[kHeads][kVectors];
   for (int h = 0; h < kHeads; ++h) {
     for (int v = 0; v < kVectors; ++v) sums[h][v] = S::load(output + h * output_stride + v * W);
   }
-  if (columns >= kVectors * W) {
-    for (int j = begin; j < end; ++j) {
-      const T* value = values + slots[j] * stride;
-      V row[kVectors];
+  const bool whole = columns >= kVectors * W;
+  for (int j = 0; j < count; ++j) {
+    const T* value = reinterpret_cast<const T*>(rows[j] + offset);
+    fetch(rows[j + kAhead] + offset, kVectors * W * int(sizeof(T)));
+    V row[kVectors];
+    if (whole) {
       for (int v = 0; v < kVectors; ++v) row[v] = S::load(value + v * W);
-      for (int h = 0; h < kHeads; ++h) {
-        const V weight = S::set1(weights[h * kDecodeTile + j]);
-        for (int v = 0; v < kVectors; ++v) sums[h][v] = S::fma(weight, row[v], sums[h][v]);
-      }
+    } else {
+      for (int v = 0; v < kVectors; ++v) row[v] = load_part<S>(value + v * W, columns - v * W);
     }
-  } else {
-    for (int j = begin; j < end; ++j) {
-      const V row = load_part<S>(values + slots[j] * stride, columns);
-      for (int h = 0; h < kHeads; ++h) {
-        sums[h][0] = S::fma(S::set1(weights[h * kDecodeTile + j]), row, sums[h][0]);
-      }
+    for (int h = 0; h < kHeads; ++h) {
+      const V weight = S::set1(weights[h * kDecodeTile + j]);
+      for (int v = 0; v < kVectors; ++v) sums[h][v] = S::fma(weight, row[v], sums[h][v]);
     }
   }
   for (int h = 0; h < kHeads; ++h) {
@@ -77,56 +90,99 @@ inline void add_value_columns(const float* weights, const T* values, int64_t str
 }
 
 template <class S, class T, int kHeads>
-inline void add_values(const float* weights, const T* values, int64_t stride, const int64_t* slots, int begin,
-                       int end, int value_dim, float* output, int output_stride) {
+inline void add_values(const float* weights, const char* const* rows, int64_t offset, int count,
+                       int value_dim, float* output, int output_stride) {
   constexpr int kBlock = S::kValueVectors * S::kWidth;
   int column = 0;
   for (; column + kBlock <= value_dim; column += kBlock) {
-    add_value_columns<S, T, kHeads, S::kValueVectors>(weights, values + column, stride, slots, begin, end,
-                                                      kBlock, output + column, output_stride);
+    add_value_columns<S, T, kHeads, S::kValueVectors>(weights, rows, offset + column * int64_t(sizeof(T)),
+                                                      count, kBlock, output + column, output_stride);
   }
   for (; column < value_dim; column += S::kWidth) {
-    add_value_columns<S, T, kHeads, 1>(weights, values + column, stride, slots, begin, end,
+    add_value_columns<S, T, kHeads, 1>(weights, rows, offset + column * int64_t(sizeof(T)), count,
                                        value_dim - column, output + column, output_stride);
   }
 }
 
 template <class S, class T, int kHeads>
-inline void score_heads(const float* query, int query_stride, const T* keys, int64_t stride,
-                        const int64_t* slots, int head_dim, float* scores) {
+inline void score_heads(const float* query, int query_stride, const char* const* rows, int64_t offset,
+                        int64_t ahead_offset, int head_dim, float* scores) {
   if (S::kWidth >= 8 && head_dim == 64) {
-    score_keys<S, T, kHeads, 64>(query, query_stride, keys, stride, slots, head_dim, scores);
+    score_keys<S, T, kHeads, 64>(query, query_stride, rows, offset, ahead_offset, head_dim, scores);
   } else if (S::kWidth >= 8 && head_dim == 128) {
-    score_keys<S, T, kHeads, 128>(query, query_stride, keys, stride, slots, head_dim, scores);
+    score_keys<S, T, kHeads, 128>(query, query_stride, rows, offset, ahead_offset, head_dim, scores);
   } else {
-    score_keys<S, T, kHeads, 0>(query, query_stride, keys, stride, slots, head_dim, scores);
+    score_keys<S, T, kHeads, 0>(query, query_stride, rows, offset, ahead_offset, head_dim, scores);
   }
 }
 
-// Query heads of one key head, at most four at a time: f(first head, compile-time count).
-template <class F>
-static inline void for_head_blocks(int group, F&& f) {
+// Query heads of one key head, at most S::kHeads at a time: f(first head, compile-time count).
+template <class S, class F>
+inline void for_head_blocks(int group, F&& f) {
   int head = 0;
-  for (; head + 4 <= group; head += 4) f(head, std::integral_constant<int, 4>());
-  if (group - head == 3) f(head, std::integral_constant<int, 3>());
-  if (group - head == 2) f(head, std::integral_constant<int, 2>());
-  if (group - head == 1) f(head, std::integral_constant<int, 1>());
+  while (group - head > 0) {
+    const int left = group - head;
+    if (S::kHeads >= 4 && left >= 4) {
+      f(head, std::integral_constant < int, S::kHeads >= 4 ? 4 : 1 > ());
+      head += 4;
+    } else if (left == 3 || left > 4) {
+      f(head, std::integral_constant<int, 3>());
+      head += 3;
+    } else if (left >= 2) {
+      f(head, std::integral_constant<int, 2>());
+      head += 2;
+    } else {
+      f(head, std::integral_constant<int, 1>());
+      head += 1;
+    }
+  }
+}
+
+// The part of a sequence that its one token sees, tile by tile.
+struct DecodeRange {
+  int low;     // first visible position
+  int length;  // positions; the last is the token's own
+
+  int first_tile() const { return low / kDecodeTile * kDecodeTile; }
+  int begin(int tile) const { return low > tile ? low - tile : 0; }
+  int end(int tile) const { return length - tile < kDecodeTile ? length - tile : kDecodeTile; }
+  // Visible keys widened to whole strips.
+  int first_strip(int tile) const { return begin(tile) / kStrip * kStrip; }
+  int strips_end(int tile) const { return (end(tile) + kStrip - 1) / kStrip * kStrip; }
+};
+
+template <class S, class T>
+inline void find_rows(const PagedAttention& call, const WorkItem& item, const DecodeRange& range, int tile,
+                      RowStream* stream) {
+  const int64_t key_bytes = int64_t(call.kv_heads) * call.head_dim * sizeof(T);
+  const int64_t value_bytes = int64_t(call.kv_heads) * call.value_dim * sizeof(T);
+  const char* keys =
+      static_cast<const char*>(call.key_cache) + item.first_kv_head * call.head_dim * sizeof(T);
+  const char* values =
+      static_cast<const char*>(call.value_cache) + item.first_kv_head * call.value_dim * sizeof(T);
+  const int first = range.first_strip(tile), count = range.strips_end(tile) - first;
+  int64_t slots[kDecodeTile + kAhead];
+  find_slots(call, item.sequence, tile + first, count + kAhead, range.low, range.length, slots);
+  for (int i = 0; i < count; ++i) {
+    stream->rows[i] = keys + slots[i] * key_bytes;
+    stream->rows[count + i] = values + slots[i] * value_bytes;
+  }
+  for (int i = 0; i < kAhead; ++i) stream->rows[2 * count + i] = keys + slots[count + i] * key_bytes;
 }
 
 template <class S, class T>
 bool attend_token(const PagedAttention& call, const WorkItem& item) {
   constexpr int W = S::kWidth;
+  static_assert(kStrip % W == 0, "a strip holds whole vectors");
   const int group = call.group(), heads = item.kv_heads * group, first_head = item.first_kv_head * group;
   const int head_dim = call.head_dim, value_dim = call.value_dim, query_stride = call.padded_head_dim();
-  const int output_stride = (value_dim + 15) / 16 * 16;
-  const int length = call.past_lengths[item.sequence] + 1;
-  const int low = call.window > 0 && length > call.window ? length - call.window : 0;
-  const int64_t key_stride = int64_t(call.kv_heads) * head_dim,
-                value_stride = int64_t(call.kv_heads) * value_dim;
+  const int64_t head_bytes = head_dim * int64_t(sizeof(T)), value_bytes = value_dim * int64_t(sizeof(T));
+  const int output_stride = (value_dim + W - 1) / W * W;
+  DecodeRange range;
+  range.length = call.past_lengths[item.sequence] + 1;
+  range.low = call.window > 0 && range.length > call.window ? range.length - call.window : 0;
   const float* query =
       call.turned_query + (int64_t(item.first_token) * call.num_heads + first_head) * query_stride;
-  const T* keys = static_cast<const T*>(call.key_cache) + int64_t(item.first_kv_head) * head_dim;
-  const T* values = static_cast<const T*>(call.value_cache) + int64_t(item.first_kv_head) * value_dim;
 
   float* scratch = thread_scratch(int64_t(heads) * (kDecodeTile + output_stride + W + 1));
   if (!scratch) return false;
@@ -137,35 +193,39 @@ bool attend_token(const PagedAttention& call, const WorkItem& item) {
   for (int64_t i = 0; i < int64_t(heads) * output_stride; ++i) output[i] = 0;
   for (int h = 0; h < heads; ++h) start_row<S>(call, first_head + h, maxima + h, sums + h * W);
 
-  int64_t slots[kDecodeTile];
-  for (int tile = low / kDecodeTile * kDecodeTile; tile < length; tile += kDecodeTile) {
-    const int begin = low > tile ? low - tile : 0;
-    const int end = length - tile < kDecodeTile ? length - tile : kDecodeTile;
-    find_slots<kDecodeTile>(call, item.sequence, tile, low, length, slots);
-    for (int strip = begin / W * W; strip < end; strip += W) {
+  RowStream stream;
+  for (int tile = range.first_tile(); tile < range.length; tile += kDecodeTile) {
+    const int begin = range.begin(tile), end = range.end(tile);
+    const int first = range.first_strip(tile), count = range.strips_end(tile) - first;
+    find_rows<S, T>(call, item, range, tile, &stream);
+    for (int strip = 0; strip < count; strip += kStrip) {
       for (int kv = 0; kv < item.kv_heads; ++kv) {
-        for_head_blocks(group, [&](int g, auto count) {
-          const int head = kv * group + g;
-          score_heads<S, T, count()>(query + int64_t(head) * query_stride, query_stride, keys + kv * head_dim,
-                                     key_stride, slots + strip, head_dim,
-                                     scores + head * kDecodeTile + strip);
-        });
+        const int64_t ahead_offset = kv * (strip + kAhead < count ? head_bytes : value_bytes);
+        for (int key = strip; key < strip + kStrip; key += W) {
+          for_head_blocks<S>(group, [&](int g, auto block) {
+            const int head = kv * group + g;
+            score_heads<S, T, block()>(query + int64_t(head) * query_stride, query_stride, stream.rows + key,
+                                       kv * head_bytes, ahead_offset, head_dim,
+                                       scores + head * kDecodeTile + first + key);
+          });
+        }
       }
     }
     for (int h = 0; h < heads; ++h) {
       const float factor =
           absorb_scores<S, kDecodeTile>(score_rule(call, first_head + h), scores + h * kDecodeTile, begin,
-                                        end, tile - (length - 1), maxima + h, sums + h * W);
+                                        end, tile - (range.length - 1), maxima + h, sums + h * W);
       if (factor != 1.0f) scale_row<S>(output + int64_t(h) * output_stride, output_stride, factor);
     }
-    for (int strip = begin; strip < end; strip += 16) {
-      const int strip_end = strip + 16 < end ? strip + 16 : end;
+    // Keys that are masked have weight zero, but their value is another key's: leave them out.
+    for (int strip = begin; strip < end; strip = (strip / kStrip + 1) * kStrip) {
+      const int strip_end = (strip / kStrip + 1) * kStrip < end ? (strip / kStrip + 1) * kStrip : end;
       for (int kv = 0; kv < item.kv_heads; ++kv) {
-        for_head_blocks(group, [&](int g, auto count) {
+        for_head_blocks<S>(group, [&](int g, auto block) {
           const int head = kv * group + g;
-          add_values<S, T, count()>(scores + head * kDecodeTile, values + kv * value_dim, value_stride, slots,
-                                    strip, strip_end, value_dim, output + int64_t(head) * output_stride,
-                                    output_stride);
+          add_values<S, T, block()>(scores + head * kDecodeTile + strip, stream.rows + count + strip - first,
+                                    kv * value_bytes, strip_end - strip, value_dim,
+                                    output + int64_t(head) * output_stride, output_stride);
         });
       }
     }

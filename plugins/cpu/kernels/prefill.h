@@ -118,7 +118,7 @@ bool attend_chunk(const PagedAttention& call, const WorkItem& item) {
   int64_t slots[kPrefillTile];
   for (int tile = low / kPrefillTile * kPrefillTile; tile < length; tile += kPrefillTile) {
     const int count = length - tile < kPrefillTile ? length - tile : kPrefillTile;
-    find_slots<kPrefillTile>(call, item.sequence, tile, low, length, slots);
+    find_slots(call, item.sequence, tile, kPrefillTile, low, length, slots);
     transpose_keys<S>(key_cache, key_cache_stride, slots, count, head_dim, keys);
     for (int j = 0; j < count; ++j) {
       for (int d = 0; d < value_dim; d += W) {

@@ -14,6 +14,7 @@ struct Avx2 {
   static constexpr int kWidth = 8;
   static constexpr int kScoreRows = 4, kScoreVectors = 2;
   static constexpr int kValueRows = 4, kValueVectors = 2;
+  static constexpr int kHeads = 3;
 
   static V zero() { return _mm256_setzero_ps(); }
   static V set1(float x) { return _mm256_set1_ps(x); }
@@ -77,17 +78,14 @@ struct Avx2 {
     for (int i = 0; i < 8; ++i) a[i] = b[i];
   }
 
-  static inline __attribute__((always_inline)) V sum_each(const V* a) {
-    V t[4], u[2];
-    for (int i = 0; i < 4; ++i) {
-      t[i] = _mm256_add_ps(_mm256_unpacklo_ps(a[2 * i], a[2 * i + 1]),
-                           _mm256_unpackhi_ps(a[2 * i], a[2 * i + 1]));
-    }
-    for (int i = 0; i < 2; ++i) {
-      u[i] = _mm256_add_ps(_mm256_shuffle_ps(t[2 * i], t[2 * i + 1], 0x44),
-                           _mm256_shuffle_ps(t[2 * i], t[2 * i + 1], 0xEE));
-    }
-    return _mm256_add_ps(_mm256_permute2f128_ps(u[0], u[1], 0x20), _mm256_permute2f128_ps(u[0], u[1], 0x31));
+  static V quad_sums(V a, V b, V c, V d) {
+    const V ab = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+    const V cd = _mm256_add_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+    return _mm256_add_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xEE));
+  }
+  static V join_quads(const V* quads) {
+    return _mm256_add_ps(_mm256_permute2f128_ps(quads[0], quads[1], 0x20),
+                         _mm256_permute2f128_ps(quads[0], quads[1], 0x31));
   }
 };
 

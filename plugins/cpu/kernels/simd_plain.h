@@ -16,6 +16,7 @@ struct Plain {
   static constexpr int kWidth = 4;
   static constexpr int kScoreRows = 4, kScoreVectors = 2;
   static constexpr int kValueRows = 4, kValueVectors = 2;
+  static constexpr int kHeads = 3;
 
   static V zero() { return V{0, 0, 0, 0}; }
   static V set1(float x) { return V{x, x, x, x}; }
@@ -65,11 +66,12 @@ struct Plain {
     for (int i = 0; i < 4; ++i) a[i] = V{b0[i], b1[i], b2[i], b3[i]};
   }
 
-  static inline __attribute__((always_inline)) V sum_each(const V* a) {
-    V t[4] = {a[0], a[1], a[2], a[3]};
+  static V quad_sums(V a, V b, V c, V d) {
+    V t[4] = {a, b, c, d};
     transpose(t);
     return (t[0] + t[2]) + (t[1] + t[3]);
   }
+  static V join_quads(const V* quads) { return quads[0]; }
 };
 
 }  // namespace slipway::cpu

@@ -87,22 +87,21 @@ inline void finish_row(const float* row, const float* sums, int size, float* out
   }
 }
 
-// Slots of kTile consecutive positions from `first` on. Positions outside [low, high) are not looked up in
+// Slots of `count` consecutive positions from `first` on. Positions outside [low, high) are not looked up in
 // the block table (it may hold -1 there): they repeat the slot of the nearest position inside, and their
-// scores are masked.
-template <int kTile>
-static inline void find_slots(const PagedAttention& call, int sequence, int first, int low, int high,
-                              int64_t* slots) {
+// scores are masked. At least one position lies inside.
+static inline void find_slots(const PagedAttention& call, int sequence, int first, int count, int low,
+                              int high, int64_t* slots) {
   const int32_t* blocks = call.block_table + int64_t(sequence) * call.max_blocks;
   const int begin = low > first ? low - first : 0;
-  const int end = high - first < kTile ? high - first : kTile;
+  const int end = high - first < count ? high - first : count;
   int block = (first + begin) / call.block_size, offset = (first + begin) % call.block_size;
   for (int i = begin; i < end; ++block, offset = 0) {
     const int64_t base = int64_t(blocks[block]) * call.block_size;
     for (; i < end && offset < call.block_size; ++i, ++offset) slots[i] = base + offset;
   }
   for (int i = 0; i < begin; ++i) slots[i] = slots[begin];
-  for (int i = end; i < kTile; ++i) slots[i] = slots[end - 1];
+  for (int i = end; i < count; ++i) slots[i] = slots[end - 1];
 }
 
 }  // namespace slipway::cpu

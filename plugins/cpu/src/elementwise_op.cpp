@@ -1,6 +1,7 @@
 // SkipRMSNormalization and SwiGLU: rows dealt to the session's threads.
 #include <algorithm>
 #include <string>
+#include <vector>
 
 #include "kernels.h"
 #include "paged_attention_op.h"
@@ -47,11 +48,10 @@ void run_swiglu(const ort::Call& call) {
   if (input.rank == 0 || input.last() % 2 != 0) {
     throw InvalidArgument("gate_up has shape " + describe(input) + "; its last axis must be even");
   }
-  int64_t shape[8];
-  std::copy(input.shape, input.shape + input.rank, shape);
   const int64_t size = input.last() / 2;
-  shape[input.rank - 1] = size;
-  float* output = static_cast<float*>(call.output(0, shape, input.rank));
+  std::vector<int64_t> shape(input.shape, input.shape + input.rank);
+  shape.back() = size;
+  float* output = static_cast<float*>(call.output(0, shape.data(), shape.size()));
   const Kernels& kernels = active_kernels();
   for_rows(call, input.rows(), 2 * size, [&](int64_t row) {
     kernels.swiglu_row(input.as<float>() + row * 2 * size, size, output + row * size);
