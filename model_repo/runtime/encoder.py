@@ -1,0 +1,69 @@
+"""Encoders: texts of different lengths as one padded batch, embeddings out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from .contract import EngineSpec
+from .engine_files import EngineFiles
+from .errors import BadInput
+from .metrics import Metrics
+from .onnxruntime_executor import session
+from .tokenizer import Tokenizer
+
+
+class EncoderEngine:
+    """One loaded encoder. Thread-safe: calls are independent."""
+
+    def __init__(self, folder: Path, spec: EngineSpec, tokenizer: Tokenizer | None, threads: int) -> None:
+        if spec.kind != "encoder":
+            raise BadInput(f"engine {spec.name!r} is of kind {spec.kind}; an encoder is needed here")
+        self.spec = spec
+        self.tokenizer = tokenizer
+        self.metrics = Metrics()
+        self._session = session(folder / spec.graph, folder / spec.plugin if spec.plugin else None, threads)
+
+    @classmethod
+    def load(cls, folder: Path, *, threads: int | None = None, verify: bool = True) -> EncoderEngine:
+        """The encoder in `folder`. Raises BadInput as `Engine.load` does."""
+        files = EngineFiles.read(folder, verify)
+        return cls(folder, files.spec, files.tokenizer, files.spec.threads if threads is None else threads)
+
+    def embed(self, token_ids: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
+        """Embeddings float32 [texts, hidden] of token id lists, computed as one batch.
+
+        Raises BadInput when there is no text, or one is empty, too long or has ids outside the vocabulary.
+        """
+        if not token_ids:
+            raise BadInput("no text to embed; send at least one")
+        for ids in token_ids:
+            self._check(ids)
+        longest = max(len(ids) for ids in token_ids)
+        input_ids = np.zeros((len(token_ids), longest), np.int64)
+        mask = np.zeros_like(input_ids)
+        for row, ids in enumerate(token_ids):
+            input_ids[row, : len(ids)] = ids
+            mask[row, : len(ids)] = 1
+        feeds = {"input_ids": input_ids, "attention_mask": mask, "token_type_ids": np.zeros_like(input_ids)}
+        (embedding,) = self._session.run(
+            ["embedding"], {name: feeds[name] for name in self.spec.encoder_inputs}
+        )
+        self.metrics.count("steps")
+        self.metrics.count("requests_stop", len(token_ids))
+        self.metrics.count("prompt_tokens", sum(len(ids) for ids in token_ids))
+        self.metrics.observe("batch_size", len(token_ids))
+        return np.asarray(embedding, np.float32)
+
+    def warm_up(self) -> None:
+        """Computes one short text."""
+        self.embed([[0] * min(8, self.spec.max_length)])
+
+    def _check(self, ids: Sequence[int]) -> None:
+        if not 0 < len(ids) <= self.spec.max_length:
+            raise BadInput(f"the text has {len(ids)} tokens; this encoder takes 1 to {self.spec.max_length}")
+        if not 0 <= min(ids) <= max(ids) < self.spec.vocab_size:
+            raise BadInput(f"a token id is outside the vocabulary; ids are 0 to {self.spec.vocab_size - 1}")

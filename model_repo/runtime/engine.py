@@ -1,0 +1,389 @@
+"""The engine loop: requests in from any thread, steps one after the other, text out through sinks."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from .block_manager import BlockManager
+from .contract import EngineSpec
+from .engine_files import EngineFiles
+from .errors import BadInput, Busy
+from .executor import Executor
+from .live_request import LiveRequest, Sink
+from .logs import log_event
+from .metrics import Metrics
+from .onnxruntime_executor import OnnxRuntimeExecutor
+from .output import Completion, FinishReason, Output
+from .request import Request, SamplingParams
+from .sampler import sample
+from .scheduler import Scheduler, StepPlan
+from .sequence import Sequence as ScheduledSequence
+from .step_log import StepLog, StepRecord, StepRow
+from .step_tensors import step_tensors
+from .tokenizer import Tokenizer
+
+DEFAULT_MAX_QUEUE = 128
+
+
+class Engine:
+    """One loaded engine and its requests.
+
+    `submit` and `cancel` may be called from any thread. Steps are made either by whoever calls `step` (or
+    `generate`), or by a thread of the engine's own between `start` and `stop`; never by both.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        spec: EngineSpec,
+        tokenizer: Tokenizer | None = None,
+        *,
+        num_blocks: int | None = None,
+        max_queue: int = DEFAULT_MAX_QUEUE,
+        share_prefixes: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+        step_log: StepLog | None = None,
+    ) -> None:
+        self.spec = spec
+        self.tokenizer = tokenizer
+        self.limits = spec.decoder_limits
+        self.metrics = Metrics()
+        self._executor = executor
+        self._clock = clock
+        self._step_log = step_log
+        self._blocks = BlockManager(
+            num_blocks or self.limits.num_blocks, self.limits.block_size, share_prefixes
+        )
+        self._scheduler = Scheduler(self.limits, self._blocks, max_waiting=max_queue)
+        self._max_queue = max_queue
+        self._live: dict[ScheduledSequence, LiveRequest] = {}
+        self._wake = threading.Condition()  # guards what follows
+        self._submitted: deque[LiveRequest] = deque()
+        self._cancelled: set[str] = set()
+        self._request_ids: set[str] = set()
+        self._num_waiting = 0
+        self._draining = False
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+        self._past: list[int] = []  # tokens cached before the step that runs
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        *,
+        threads: int | None = None,
+        num_blocks: int | None = None,
+        max_queue: int = DEFAULT_MAX_QUEUE,
+        share_prefixes: bool = True,
+        verify: bool = True,
+        step_log: StepLog | None = None,
+    ) -> Engine:
+        """The engine in `folder`, which holds engine.json and the files that it lists.
+
+        `threads` and `num_blocks` take the place of what was built in. Raises BadInput when a file is missing, has
+        changed since it was built (unless `verify` is off), or is not a decoder.
+        """
+        files = EngineFiles.read(folder, verify)
+        limits = files.spec.decoder_limits
+        executor = OnnxRuntimeExecutor(
+            folder,
+            files.spec,
+            num_blocks or limits.num_blocks,
+            files.spec.threads if threads is None else threads,
+        )
+        return cls(
+            executor,
+            files.spec,
+            files.tokenizer,
+            num_blocks=num_blocks,
+            max_queue=max_queue,
+            share_prefixes=share_prefixes,
+            step_log=step_log,
+        )
+
+    # ------------------------------------------------------------------ requests, from any thread
+
+    def submit(self, request: Request, sink: Sink) -> None:
+        """Queues a request. `sink` gets its outputs, on the loop's thread; the last has a finish_reason.
+
+        Raises BadInput when the prompt does not fit or names tokens that the model does not have, Busy when the
+        queue is full or the engine drains.
+        """
+        self._check(request)
+        room = self.limits.max_length - len(request.prompt_ids)
+        sampling = request.sampling
+        ends = set(sampling.stop_token_ids)
+        if not sampling.ignore_eos:
+            ends |= set(self.spec.end_token_ids)
+        now = self._clock()
+        sequence = ScheduledSequence(
+            request.request_id,
+            list(request.prompt_ids),
+            max_new_tokens=min(sampling.max_tokens, room),
+            end_token_ids=frozenset(ends),
+            deadline=None if request.timeout_seconds is None else now + request.timeout_seconds,
+        )
+        seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
+        live = LiveRequest(request, sequence, sink, seed, now, self.tokenizer)
+        with self._wake:
+            if self._draining or self._stopping:
+                raise Busy(
+                    "the engine is shutting down and takes no more requests; send it to another server"
+                )
+            if request.request_id in self._request_ids:
+                raise BadInput(
+                    f"request id {request.request_id!r} is in use; give each request one of its own"
+                )
+            if self._num_waiting >= self._max_queue:
+                raise Busy(
+                    f"{self._num_waiting} requests are waiting, which is all that the queue holds; "
+                    "send the request again later"
+                )
+            self._num_waiting += 1
+            self._request_ids.add(request.request_id)
+            self._submitted.append(live)
+            self._wake.notify_all()
+
+    def cancel(self, request_id: str) -> None:
+        """Ends a request wherever it is; its sink gets finish_reason 'cancelled'. Unknown ids are ignored."""
+        with self._wake:
+            if request_id in self._request_ids:
+                self._cancelled.add(request_id)
+                self._wake.notify_all()
+
+    def stats(self) -> dict[str, float]:
+        """Gauges now (waiting, running, kv_blocks_used, kv_blocks_total) and all counters so far."""
+        with self._wake:
+            waiting = self._num_waiting
+        return {
+            "waiting": waiting,
+            "running": len(self._scheduler.running),
+            "kv_blocks_used": self._blocks.num_used,
+            "kv_blocks_total": self._blocks.num_blocks,
+            **self.metrics.counters(),
+        }
+
+    # ------------------------------------------------------------------ the loop
+
+    def step(self) -> bool:
+        """Makes one step. False when there was nothing to compute."""
+        start = self._clock()
+        self._take_news(start)
+        preempted = self._scheduler.num_preemptions
+        plan = self._scheduler.plan()
+        self._count_preemptions(self._scheduler.num_preemptions - preempted)
+        with self._wake:
+            self._num_waiting = len(self._scheduler.waiting) + len(self._submitted)
+        if plan is None:
+            return False
+        try:
+            executor_seconds, advanced = self._compute(plan)
+        except Exception as error:  # the engine's own errors: this step's requests end, the loop goes on
+            self._fail(plan, error)
+            return True
+        for live in advanced:
+            self._deliver(live)
+        self.metrics.count("steps")
+        if self._step_log is not None:
+            rows = tuple(
+                StepRow(e.sequence.request_id, past, e.num_new_tokens)
+                for e, past in zip(plan.entries, self._past, strict=True)
+            )
+            self._step_log.steps.append(StepRecord(rows, executor_seconds, self._clock() - start))
+        return True
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """Runs requests to their ends, together, on the calling thread; gives completions in the order given.
+
+        Not while the engine's own thread runs. Raises what `submit` raises, before anything is computed.
+        """
+        outputs: dict[str, list[Output]] = {request.request_id: [] for request in requests}
+        for request in requests:
+            self._check(request)
+        waiting = deque(requests)
+        while waiting or self._has_work():
+            while waiting and self._num_waiting < self._max_queue:
+                request = waiting.popleft()
+                self.submit(request, outputs[request.request_id].append)
+            self.step()
+        return [_completion(request, outputs[request.request_id]) for request in requests]
+
+    def warm_up(self) -> None:
+        """Computes a short request, so that the first client does not wait for memory and threads."""
+        prompt = tuple(i % self.spec.vocab_size for i in range(min(32, self.limits.max_length - 2)))
+        self.generate(
+            [Request("warm-up", prompt, SamplingParams(max_tokens=2, temperature=0.0, ignore_eos=True))]
+        )
+
+    def start(self) -> None:
+        """Starts the loop's own thread."""
+        self._thread = threading.Thread(target=self._run, name="slipway-engine", daemon=True)
+        self._thread.start()
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Takes no more requests and waits for the ones that are in. False when `timeout` seconds were too few."""
+        with self._wake:
+            self._draining = True
+            return self._wake.wait_for(lambda: not self._request_ids, timeout)
+
+    def stop(self) -> None:
+        """Ends the thread; what still runs ends as 'cancelled'."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self._take_news(self._clock())
+        for live in list(self._live.values()):
+            self._end(live, "cancelled")
+
+    # ------------------------------------------------------------------ inside
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                if self._stopping:
+                    return
+            if self.step():
+                continue
+            with self._wake:
+                self._wake.wait_for(
+                    lambda: self._stopping or self._submitted or self._cancelled, self._seconds_to_deadline()
+                )
+
+    def _has_work(self) -> bool:
+        with self._wake:
+            return bool(self._submitted) or not self._scheduler.is_idle
+
+    def _seconds_to_deadline(self) -> float | None:
+        deadlines = [s.deadline for s in self._scheduler.waiting if s.deadline is not None]
+        return max(min(deadlines) - self._clock(), 0.0) if deadlines else None
+
+    def _check(self, request: Request) -> None:
+        length = len(request.prompt_ids)
+        if length >= self.limits.max_length:
+            raise BadInput(
+                f"the prompt has {length} tokens; this engine takes at most {self.limits.max_length - 1}, and "
+                f"prompt and completion together at most {self.limits.max_length}. Shorten the prompt"
+            )
+        if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < self.spec.vocab_size:
+            wrong = next(token for token in request.prompt_ids if not 0 <= token < self.spec.vocab_size)
+            raise BadInput(
+                f"token id {wrong} is not in the vocabulary; ids are 0 to {self.spec.vocab_size - 1}"
+            )
+        if request.sampling.stop and self.tokenizer is None:
+            raise BadInput("stop strings need a tokenizer, and this engine has none; use stop_token_ids")
+
+    def _take_news(self, now: float) -> None:
+        """Moves what other threads left into the scheduler; ends what was cancelled or is late."""
+        with self._wake:
+            submitted, cancelled = list(self._submitted), self._cancelled
+            self._submitted.clear()
+            self._cancelled = set()
+        for live in submitted:
+            self._live[live.sequence] = live
+            self._scheduler.add(live.sequence)
+        if cancelled:
+            for live in [live for live in self._live.values() if live.request.request_id in cancelled]:
+                self._end(live, "cancelled")
+        for sequence in self._scheduler.expired(now):
+            self._end(self._live[sequence], "timeout")
+
+    def _compute(self, plan: StepPlan) -> tuple[float, list[LiveRequest]]:
+        """Runs the engine, samples and commits. Gives seconds in the engine and who got a token."""
+        self._past = [entry.sequence.num_computed_tokens for entry in plan.entries]
+        rule = self._executor.bucket_rule
+        tensors = step_tensors(plan, self._blocks.block_size, rule.min_tokens, rule.token_multiple)
+        begun = self._clock()
+        logits = self._executor.run(tensors)
+        executor_seconds = self._clock() - begun
+        wanted = [self._live[entry.sequence] for entry in plan.entries if entry.num_logit_rows]
+        sampled = sample(logits[: len(wanted)], [live.sampling_row() for live in wanted]) if wanted else []
+        for live, result in zip(wanted, sampled, strict=True):
+            live.take(result)
+        self._scheduler.commit(plan, [result.token_id for result in sampled])
+        return executor_seconds, wanted
+
+    def _deliver(self, live: LiveRequest) -> None:
+        """Sends a request's new text; ends it when a stop string came."""
+        now = self._clock()
+        if live.seconds_to_first_token is None:
+            live.seconds_to_first_token = now - live.submitted_at
+            self.metrics.observe("time_to_first_token_seconds", live.seconds_to_first_token)
+        stopped = live.advance()
+        if stopped and live.sequence.finish_reason in (None, "length"):
+            self._scheduler.finish(live.sequence, "stop")
+            live.sequence.finish_reason = "stop"
+        if live.sequence.finish_reason is not None:
+            self._end(live, live.sequence.finish_reason)
+            return
+        self._send(live, live.output(now))
+
+    def _end(self, live: LiveRequest, reason: FinishReason, error: str | None = None) -> None:
+        """Takes a request out and sends its last output."""
+        self._scheduler.finish(live.sequence, reason)
+        del self._live[live.sequence]
+        now = self._clock()
+        seconds = now - live.submitted_at
+        generated = live.sequence.num_completion_tokens
+        self.metrics.count(f"requests_{reason}")
+        self.metrics.count("prompt_tokens", live.sequence.num_prompt_tokens)
+        self.metrics.count("generated_tokens", generated)
+        if generated > 1 and live.seconds_to_first_token is not None:
+            per_token = (seconds - live.seconds_to_first_token) / (generated - 1)
+            self.metrics.observe("time_per_output_token_seconds", per_token)
+        log_event(
+            logging.INFO,
+            "request ended",
+            request_id=live.request.request_id,
+            finish_reason=reason,
+            prompt_tokens=live.sequence.num_prompt_tokens,
+            completion_tokens=generated,
+            seconds=round(seconds, 4),
+        )
+        self._send(live, live.output(now, reason, error))
+        with self._wake:
+            self._request_ids.discard(live.request.request_id)
+            self._wake.notify_all()
+
+    def _send(self, live: LiveRequest, output: Output) -> None:
+        """A sink that fails ends its own request and nobody else's."""
+        try:
+            live.sink(output)
+        except Exception as error:
+            log_event(logging.ERROR, "sink failed", request_id=live.request.request_id, error=repr(error))
+            if output.finish_reason is None:
+                self.cancel(live.request.request_id)
+
+    def _fail(self, plan: StepPlan, error: Exception) -> None:
+        log_event(logging.ERROR, "step failed", error=repr(error), rows=plan.num_tokens)
+        for sequence in self._scheduler.abandon(plan):
+            self._end(self._live[sequence], "error", f"the engine failed in this request's step: {error}")
+
+    def _count_preemptions(self, count: int) -> None:
+        if count:
+            self.metrics.count("preemptions", count)
+
+
+def _completion(request: Request, outputs: list[Output]) -> Completion:
+    last = outputs[-1]
+    assert last.finish_reason is not None
+    return Completion(
+        request_id=request.request_id,
+        prompt_ids=request.prompt_ids,
+        token_ids=tuple(token for output in outputs for token in output.token_ids),
+        text="".join(output.text for output in outputs),
+        finish_reason=last.finish_reason,
+        logprobs=tuple(logprob for output in outputs for logprob in output.logprobs),
+        seconds_to_first_token=last.seconds_to_first_token,
+        seconds=last.seconds,
+        error=last.error,
+    )

@@ -1,0 +1,135 @@
+"""Steps on ONNX Runtime: pools bound once and written in place, inputs and logits bound once per shape."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from .contract import LOGITS, EngineSpec, StepTensors, key_cache, value_cache
+from .errors import BadInput
+from .executor import BucketRule
+
+MAX_BINDINGS = 64
+"""Shapes whose buffers are kept. Decode steps of a steady load come back to the same few."""
+
+POOL_DTYPES: dict[str, Any] = {"float32": np.float32, "float16": np.float16}
+
+
+@dataclass
+class _Binding:
+    """Buffers of one shape: the arrays that the bound OrtValues look at."""
+
+    io: Any
+    inputs: dict[str, npt.NDArray[np.int32]]
+    logits: npt.NDArray[np.float32]
+    keep: list[Any]  # OrtValues, which must live as long as the binding
+
+
+def session(graph: Path, plugin: Path | None, threads: int) -> ort.InferenceSession:
+    """A CPU session on a graph that was optimized when it was compiled. `threads` 0 means all cores.
+
+    Raises BadInput when ONNX Runtime refuses the graph or the operator library.
+    """
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.enable_mem_pattern = False  # patterns are kept for every shape, and steps have many
+    options.log_severity_level = 3
+    try:
+        if plugin is not None:
+            options.register_custom_ops_library(str(plugin))
+        return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors share no base
+        raise BadInput(f"ONNX Runtime does not load {graph}: {error}; build the engine again") from error
+
+
+class OnnxRuntimeExecutor:
+    """An engine on the CPU. `num_blocks` sizes the pools; their bytes are touched only as blocks are used."""
+
+    def __init__(self, folder: Path, spec: EngineSpec, num_blocks: int, threads: int) -> None:
+        plugin = folder / spec.plugin if spec.plugin else None
+        self._session = session(folder / spec.graph, plugin, threads)
+        self._vocab_size = spec.vocab_size
+        self._bindings: OrderedDict[tuple[int, ...], _Binding] = OrderedDict()
+        self._pools: dict[str, Any] = {}
+        self._pool_arrays: list[npt.NDArray[Any]] = []
+        block_size = spec.decoder_limits.block_size
+        for layer, kv in enumerate(spec.kv):
+            if kv.dtype not in POOL_DTYPES:
+                raise BadInput(
+                    f"pools of {kv.dtype} are not run by this target; it has {', '.join(POOL_DTYPES)}"
+                )
+            for name, size in ((key_cache(layer), kv.key_dim), (value_cache(layer), kv.value_dim)):
+                pool = np.zeros((num_blocks, block_size, kv.kv_heads, size), POOL_DTYPES[kv.dtype])
+                self._pool_arrays.append(pool)
+                self._pools[name] = ort.OrtValue.ortvalue_from_numpy(pool)
+        self._graph_inputs = {value.name for value in self._session.get_inputs()}
+
+    @property
+    def bucket_rule(self) -> BucketRule:
+        """Two rows at least: MLAS computes a single row by another routine, with other rounding."""
+        return BucketRule(min_tokens=2)
+
+    @property
+    def pool_bytes(self) -> int:
+        """Bytes of all pools."""
+        return sum(pool.nbytes for pool in self._pool_arrays)
+
+    def run(self, step: StepTensors) -> npt.NDArray[np.float32]:
+        """See `Executor.run`."""
+        selected = len(step.logits_indices)
+        shape = (len(step.input_ids), len(step.past_lens), step.block_table.shape[1], max(selected, 2))
+        binding = self._bindings.get(shape)
+        if binding is None:
+            binding = self._bind(shape)
+        else:
+            self._bindings.move_to_end(shape)
+        for name, buffer in binding.inputs.items():
+            array = getattr(step, name)
+            if name == "logits_indices":
+                buffer[:selected] = array
+                buffer[selected:] = array[0]
+            else:
+                buffer[...] = array
+        self._session.run_with_iobinding(binding.io)
+        return binding.logits[:selected]
+
+    def _bind(self, shape: tuple[int, ...]) -> _Binding:
+        tokens, batch, max_blocks, selected = shape
+        shapes: dict[str, tuple[int, ...]] = {
+            "input_ids": (tokens,),
+            "position_ids": (tokens,),
+            "cu_seqlens": (batch + 1,),
+            "past_lens": (batch,),
+            "block_table": (batch, max_blocks),
+            "slot_mapping": (tokens,),
+            "logits_indices": (selected,),
+        }
+        assert set(shapes) == {field.name for field in fields(StepTensors)}
+        io = self._session.io_binding()
+        inputs = {
+            name: np.zeros(size, np.int32) for name, size in shapes.items() if name in self._graph_inputs
+        }
+        logits = np.empty((selected, self._vocab_size), np.float32)
+        keep = []
+        for name, array in inputs.items():
+            value = ort.OrtValue.ortvalue_from_numpy(array)
+            io.bind_ortvalue_input(name, value)
+            keep.append(value)
+        for name, value in self._pools.items():
+            io.bind_ortvalue_input(name, value)
+        output = ort.OrtValue.ortvalue_from_numpy(logits)
+        io.bind_ortvalue_output(LOGITS.name, output)
+        keep.append(output)
+        binding = _Binding(io, inputs, logits, keep)
+        self._bindings[shape] = binding
+        if len(self._bindings) > MAX_BINDINGS:
+            self._bindings.popitem(last=False)
+        return binding

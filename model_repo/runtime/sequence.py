@@ -1,0 +1,55 @@
+"""One request on its way through the engine, as the scheduler sees it: ints and lists of ints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .output import FinishReason
+
+
+@dataclass(eq=False)
+class Sequence:
+    """Prompt and completion tokens, how many of them are in the cache, and the blocks that hold them.
+
+    `token_ids` grows by one token a step once all of it is computed. `block_ids[i]` holds positions
+    i * block_size to (i + 1) * block_size - 1. `num_registered_blocks` of them are known to prefix sharing.
+    """
+
+    request_id: str
+    token_ids: list[int]
+    max_new_tokens: int
+    end_token_ids: frozenset[int] = frozenset()
+    deadline: float | None = None
+    num_prompt_tokens: int = field(init=False)
+    num_computed_tokens: int = 0
+    num_preemptions: int = 0
+    block_ids: list[int] = field(default_factory=list)
+    num_registered_blocks: int = 0
+    finish_reason: FinishReason | None = None
+
+    def __post_init__(self) -> None:
+        self.num_prompt_tokens = len(self.token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of prompt and completion so far."""
+        return len(self.token_ids)
+
+    @property
+    def num_pending_tokens(self) -> int:
+        """Tokens whose keys and values are not in the cache yet; at least one while the sequence is alive."""
+        return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def num_completion_tokens(self) -> int:
+        """Tokens generated so far."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    def append(self, token_id: int) -> FinishReason | None:
+        """Takes a generated token; gives, and sets, `finish_reason` when it is the last."""
+        self.token_ids.append(token_id)
+        if token_id in self.end_token_ids:
+            self.finish_reason = "stop"
+        elif self.num_completion_tokens >= self.max_new_tokens:
+            self.finish_reason = "length"
+        return self.finish_reason

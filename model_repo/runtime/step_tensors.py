@@ -1,0 +1,56 @@
+"""From a plan to the contract's step tensors."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .contract import StepTensors
+from .scheduler import StepPlan
+
+BLOCK_TABLE_MULTIPLE = 8
+"""The block table's width is rounded up to this, so that steps of like lengths share their shapes."""
+
+
+def step_tensors(
+    plan: StepPlan, block_size: int, min_tokens: int = 1, token_multiple: int = 1
+) -> StepTensors:
+    """The tensors of one step, int32, as in `contract.STEP_INPUTS`.
+
+    Rows are padded to at least `min_tokens` and up to a multiple of `token_multiple`: token 0, position 0,
+    slot -1. A step whose sequences want no logits asks for row 0, because a graph must have one.
+    """
+    entries = plan.entries
+    batch = len(entries)
+    counts = np.fromiter((entry.num_new_tokens for entry in entries), np.int32, batch)
+    past = np.fromiter((entry.sequence.num_computed_tokens for entry in entries), np.int32, batch)
+    cu_seqlens = np.zeros(batch + 1, np.int32)
+    np.cumsum(counts, out=cu_seqlens[1:])
+    used = int(cu_seqlens[-1])
+    tokens = max(-(-used // token_multiple) * token_multiple, min_tokens)
+
+    widest = max(len(entry.sequence.block_ids) for entry in entries)
+    block_table = np.full((batch, -(-widest // BLOCK_TABLE_MULTIPLE) * BLOCK_TABLE_MULTIPLE), -1, np.int32)
+    input_ids = np.zeros(tokens, np.int32)
+    for row, (sequence, count, _) in enumerate(entries):
+        start, done = cu_seqlens[row], sequence.num_computed_tokens
+        input_ids[start : start + count] = sequence.token_ids[done : done + count]
+        block_table[row, : len(sequence.block_ids)] = sequence.block_ids
+
+    position_ids = np.zeros(tokens, np.int32)
+    slot_mapping = np.full(tokens, -1, np.int32)
+    rows = np.repeat(np.arange(batch, dtype=np.int32), counts)
+    position_ids[:used] = np.arange(used, dtype=np.int32) - np.repeat(cu_seqlens[:-1] - past, counts)
+    positions = position_ids[:used]
+    slot_mapping[:used] = block_table[rows, positions // block_size] * block_size + positions % block_size
+
+    wanted = np.fromiter((entry.num_logit_rows > 0 for entry in entries), np.bool_, batch)
+    last_rows = (cu_seqlens[1:] - 1)[wanted]
+    return StepTensors(
+        input_ids=input_ids,
+        position_ids=position_ids,
+        cu_seqlens=cu_seqlens,
+        past_lens=past,
+        block_table=block_table,
+        slot_mapping=slot_mapping,
+        logits_indices=last_rows if last_rows.size else np.zeros(1, np.int32),
+    )
