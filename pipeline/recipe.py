@@ -132,10 +132,7 @@ def _check(section: type[Section], spec: dataclasses.Field[Any], value: Any) -> 
         )
     choices = spec.metadata.get("choices")
     if choices is not None and value not in choices:
-        raise BadInput(
-            f"{name} is {value!r}{_suggestion(str(value), list(choices))}; "
-            f"available in this version: {', '.join(choices)}"
-        )
+        raise BadInput(f"{name} is {value!r}; available in this version: {', '.join(choices)}")
     minimum, maximum = spec.metadata.get("minimum"), spec.metadata.get("maximum")
     # Negated comparisons, so that a NaN is refused too.
     if minimum is not None and not value >= minimum:

@@ -1,0 +1,90 @@
+"""What commands show: progress of a build on stderr, tables on stdout."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.disk import in_words
+
+if TYPE_CHECKING:
+    from rich.status import Status
+
+    from pipeline.builder import BuildResult
+    from pipeline.stages import StageRow
+
+
+class ScreenProgress:
+    """A build's progress on stderr: a spinner on a terminal, plain lines elsewhere. A context manager."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._status: Status | None = None
+
+    def __enter__(self) -> ScreenProgress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    def started(self, stage: str) -> None:
+        """A stage begins: the spinner turns until it ends."""
+        self._stop()
+        if self._console.is_terminal:
+            self._status = self._console.status(f"{stage} ...")
+            self._status.start()
+        else:
+            self.say(f"{stage} ...")
+
+    def finished(self, row: StageRow) -> None:
+        """One line a stage."""
+        self._stop()
+        self.say(f"{row.stage}: {f'{row.seconds:.1f} s' if row.ran else 'unchanged'}")
+
+    def say(self, text: str) -> None:
+        """One line."""
+        self._console.print(text, markup=False, soft_wrap=True)
+
+    def _stop(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+
+def stage_table(rows: Sequence[StageRow]) -> Table:
+    """Stages with seconds, bytes and parity."""
+    from pipeline.parity.compare import in_words as parity_in_words
+
+    table = Table("stage", "state", title_justify="left")
+    table.add_column("seconds", justify="right")
+    table.add_column("bytes", justify="right")
+    table.add_column("parity with the stage before")
+    for row in rows:
+        state = "built" if row.ran else "unchanged"
+        table.add_row(
+            row.stage, state, f"{row.seconds:.2f}", in_words(row.bytes), parity_in_words(row.parity)
+        )
+    return table
+
+
+def show(*tables: Table) -> None:
+    """Prints tables on stdout, as wide as they need where stdout is no terminal."""
+    console = Console(file=sys.stdout, highlight=False)
+    if not console.is_terminal:
+        console = Console(file=sys.stdout, highlight=False, width=160)
+    for table in tables:
+        console.print(table)
+
+
+def show_result(result: BuildResult) -> None:
+    """The stage table, and where the repository lies if there is one."""
+    show(stage_table(result.rows))
+    if any(row.stage == "emit" for row in result.rows):
+        print(f"repository: {result.repository}")
