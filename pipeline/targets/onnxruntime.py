@@ -1,0 +1,150 @@
+"""ONNX Runtime on a CPU: the default target where there is no GPU.
+
+Attention, residual normalization and SwiGLU run as the project's own operators (`plugins/cpu`). The engine is
+an ONNX graph that ONNX Runtime has optimized offline, so that the runtime loads it with nothing left to do.
+Products run in MLAS, whose rows do not depend on how many there are: a request gets the same bits alone and
+in company.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from model_repo.runtime.errors import BadInput
+
+from .base import BucketRule, Kind, Problem, TargetDescriptor
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    import onnxruntime as ort
+
+    from pipeline.recipe import TargetRecipe
+
+DESCRIPTOR = TargetDescriptor(
+    name="onnxruntime",
+    cache="paged",
+    buckets=BucketRule(min_tokens=1, token_multiple=1),
+    precisions=("fp32",),
+    kv_dtypes=("float32",),
+)
+_PROVIDERS = ["CPUExecutionProvider"]
+_OPTIMIZED = "optimized.onnx"
+_OPTIMIZED_WEIGHTS = "optimized.data"
+_INLINE_BYTES = 1024
+
+
+class OnnxRuntimeTarget:
+    """See the module."""
+
+    @property
+    def descriptor(self) -> TargetDescriptor:
+        """What the target can do."""
+        return DESCRIPTOR
+
+    def lower(self, model: ir.Model, kind: Kind) -> None:
+        """Drops the pools from a decoder's outputs. Raises BadInput for operators that have no kernel here."""
+        from .pools import drop_pool_outputs
+
+        if kind == "decoder":
+            drop_pool_outputs(model)
+        _check_operators(model)
+
+    def compile(self, lowered: Path, engine: Path, recipe: TargetRecipe) -> None:
+        """ONNX Runtime's own offline optimization, up to level EXTENDED.
+
+        The optimized graph refers to the weights of `lowered` where they are unchanged, so that only weights
+        that ONNX Runtime rearranged are written. Raises BadInput when `lowered` is no graph that it can run.
+        """
+        from pipeline.graph import load_graph, save_graph
+
+        with _optimized(lowered, engine) as path:
+            optimized = load_graph(path)
+            _refer_to_known_weights(optimized, load_graph(lowered))
+            save_graph(optimized, engine)
+
+    def requirements(self) -> list[Problem]:
+        """A C++ compiler, and ONNX Runtime."""
+        from plugins.cpu.build import find_compiler
+
+        problems = []
+        try:
+            import onnxruntime  # noqa: F401
+        except ImportError as error:
+            problems.append(Problem(f"onnxruntime cannot be imported: {error}", "pip install onnxruntime"))
+        try:
+            find_compiler()
+        except BadInput as error:
+            problems.append(Problem(str(error), "install g++"))
+        return problems
+
+
+def _check_operators(model: ir.Model) -> None:
+    """Raises BadInput for operators of unknown domains: nothing here runs them."""
+    from plugins.schemas import DOMAIN, OPERATORS
+
+    for node in model.graph.all_nodes():
+        known = node.domain in ("", "ai.onnx", "com.microsoft") or (
+            node.domain == DOMAIN and node.op_type in OPERATORS
+        )
+        if not known:
+            raise BadInput(
+                f"the graph holds {node.domain}::{node.op_type} (node {node.name!r}), which target "
+                f"'onnxruntime' cannot run; it knows standard operators and {', '.join(OPERATORS)} of {DOMAIN}"
+            )
+
+
+@contextmanager
+def _optimized(lowered: Path, engine: Path) -> Iterator[Path]:
+    """The graph at `lowered` as ONNX Runtime optimizes it, in a folder beside `engine` that goes away."""
+    import onnxruntime as ort
+
+    with tempfile.TemporaryDirectory(dir=engine.parent, prefix=f"{engine.name}.") as name:
+        path = Path(name) / _OPTIMIZED
+        options = _options()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.optimized_model_filepath = str(path)
+        for key, value in {
+            "session.optimized_model_external_initializers_file_name": _OPTIMIZED_WEIGHTS,
+            "session.optimized_model_external_initializers_min_size_in_bytes": str(_INLINE_BYTES),
+            # Weights packed for this machine's instructions are made where the engine is loaded.
+            "session.disable_prepacking": "1",
+        }.items():
+            options.add_session_config_entry(key, value)
+        try:
+            session = ort.InferenceSession(str(lowered), options, providers=_PROVIDERS)
+        except Exception as error:  # ONNX Runtime's errors share no base of their own
+            raise BadInput(f"ONNX Runtime does not take {lowered.name}: {error}") from error
+        del session
+        yield path
+
+
+def _options() -> ort.SessionOptions:
+    """Session options that know the project's operators and report errors only."""
+    import onnxruntime as ort
+
+    from plugins.cpu.build import registered
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    registered(options)
+    return options
+
+
+def _refer_to_known_weights(optimized: ir.Model, lowered: ir.Model) -> None:
+    """Initializers that both graphs have become references to the files of `lowered`, with their origin."""
+    import numpy as np
+
+    known = lowered.graph.initializers
+    for name, value in optimized.graph.initializers.items():
+        before = known.get(name)
+        if before is None or before.const_value is None or value.const_value is None:
+            continue
+        old, new = before.const_value, value.const_value
+        if old.dtype != new.dtype or old.shape != new.shape or not np.array_equal(old.numpy(), new.numpy()):
+            continue
+        value.const_value = old
+        value.metadata_props.update(before.metadata_props)
