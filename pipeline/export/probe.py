@@ -75,7 +75,7 @@ def probe(model: PreTrainedModel) -> tuple[LayerSpec, ...]:
         missing = sorted(set(range(expected)) - set(layers))
         raise UnsupportedModel(
             f"{name} has {expected} layers, but layers {missing} never call attention (they keep other "
-            "state, or do not use the attention interface); supported are decoders whose every layer is attention"
+            "state, or do not use the attention interface); supported are decoders made of attention layers"
         )
     return tuple(spec for _, spec in sorted(layers.items()))
 
