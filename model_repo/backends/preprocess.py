@@ -1,0 +1,66 @@
+"""Triton model `<model>_preprocess`: reads and checks a request, applies the chat template, tokenizes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from ..runtime.errors import BadInput
+from ..runtime.tokenizer import Tokenizer
+from . import startup
+from .calls import Call, parse
+from .tensors import arrays, error_response, response, strings
+from .text import tokenized
+
+
+class TritonPythonModel:
+    """Stateless but for the tokenizer."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Loads the tokenizer. Raises BadInput when folder or environment are not as emitted."""
+        folder = startup.version_folder(args)
+        startup.check(folder)
+        config = json.loads(args["model_config"])
+        self.tokenizer = Tokenizer.load(folder / "tokenizer.json")
+        self.max_length = int(startup.parameter(config, "max_length"))
+        self.default_max_tokens = int(startup.parameter(config, "default_max_tokens"))
+        self.default_timeout = float(startup.parameter(config, "request_timeout_seconds"))
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """One response a request, each with its own error."""
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Any) -> Any:
+        try:
+            parameters = json.loads(request.parameters() or "{}")
+            call = parse(arrays(request), parameters, self.default_max_tokens)
+            if call.messages is None:
+                input_ids = tokenized(self.tokenizer, call.text or "", self.max_length)
+            else:  # the template writes special tokens itself
+                text = self.tokenizer.render(call.messages)
+                input_ids = tokenized(self.tokenizer, text, self.max_length, add_special_tokens=False)
+            return response(
+                {
+                    "input_ids": np.asarray(input_ids, dtype=np.int32),
+                    "request": strings([self._handed_on(call, request)], (1,)),
+                }
+            )
+        except BadInput as error:
+            return error_response(error)
+
+    def _handed_on(self, call: Call, request: Any) -> str:
+        timeout = call.timeout_seconds or self.default_timeout
+        microseconds = request.timeout()
+        if microseconds:
+            timeout = min(timeout, microseconds / 1e6)
+        return json.dumps(
+            {
+                "sampling": asdict(call.sampling),
+                "stream": call.stream,
+                "echo": call.text if call.echo else "",
+                "timeout_seconds": timeout,
+            }
+        )

@@ -1,0 +1,111 @@
+"""The Triton models of a decoder: preprocess, generate, postprocess, their ensemble and its unary form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..backends import interface
+from ..runtime.manifest import Manifest
+from .configs import DynamicBatching, EnsembleStep, ModelConfig, Tensor
+from .files import ENGINE, ModelFiles
+from .settings import ServeSettings
+
+POSTPROCESS_BATCH = 256
+POSTPROCESS_DELAY_MICROSECONDS = 1000
+"""The pieces of one step leave within about a millisecond: waiting for them makes one call of them."""
+
+
+def tensors(
+    fields: tuple[interface.Field, ...], optional: bool = False, ragged: bool = False
+) -> tuple[Tensor, ...]:
+    """Config tensors of a table of the interface."""
+    return tuple(Tensor(f.name, f.kind, f.dims, optional, ragged) for f in fields)
+
+
+def same(*tables: tuple[interface.Field, ...]) -> dict[str, str]:
+    """An ensemble step's map where the model's names are the ensemble's."""
+    return {field.name: field.name for table in tables for field in table}
+
+
+def decoder(name: str, engine_dir: Path, manifest: Manifest, serve: ServeSettings) -> list[ModelFiles]:
+    """All models that serve the decoder in `engine_dir` as `name`."""
+    spec = manifest.engine
+    assert spec is not None, "the caller read spec.kind"
+    engine_files = {f"{ENGINE}/{record.path}": engine_dir / record.path for record in manifest.outputs}
+    engine_files[f"{ENGINE}/engine.json"] = engine_dir / "engine.json"
+    text_files = {
+        file: engine_dir / file
+        for file in ("tokenizer.json", "chat_template.jinja")
+        if (engine_dir / file).is_file()
+    }
+    preprocess, generate, postprocess = f"{name}_preprocess", f"{name}_generate", f"{name}_postprocess"
+    inputs = tensors(interface.DECODER_INPUTS, optional=True)
+    outputs = tensors(interface.DECODER_OUTPUTS)
+    return [
+        ModelFiles(
+            ModelConfig(
+                preprocess,
+                inputs,
+                tensors(interface.PREPROCESSED),
+                parameters={
+                    "max_length": str(spec.max_length),
+                    "default_max_tokens": str(serve.default_max_tokens),
+                    "request_timeout_seconds": str(serve.request_timeout_seconds),
+                },
+            ),
+            "preprocess",
+            text_files,
+            ("numpy>=1.26", "tokenizers>=0.20", "jinja2>=3.1"),
+        ),
+        ModelFiles(
+            ModelConfig(
+                generate,
+                tensors(interface.PREPROCESSED),
+                tensors(interface.GENERATED),
+                decoupled=True,
+                parameters={
+                    "max_queue": str(serve.max_queue),
+                    "ensemble": name,
+                    "postprocess": postprocess,
+                },
+            ),
+            "generate",
+            engine_files,
+            ("numpy>=1.26", "tokenizers>=0.20", onnxruntime_requirement(manifest)),
+        ),
+        ModelFiles(
+            ModelConfig(
+                postprocess,
+                tensors(interface.GENERATED, ragged=True),
+                (*outputs, *tensors((interface.SEEN,))),
+                max_batch_size=POSTPROCESS_BATCH,
+                dynamic_batching=DynamicBatching(POSTPROCESS_DELAY_MICROSECONDS),
+            ),
+            "postprocess",
+            requirements=("numpy>=1.26",),
+        ),
+        ModelFiles(
+            ModelConfig(
+                name,
+                inputs,
+                outputs,
+                decoupled=True,
+                steps=(
+                    EnsembleStep(preprocess, same(interface.DECODER_INPUTS), same(interface.PREPROCESSED)),
+                    EnsembleStep(generate, same(interface.PREPROCESSED), same(interface.GENERATED)),
+                    EnsembleStep(postprocess, same(interface.GENERATED), same(interface.DECODER_OUTPUTS)),
+                ),
+            )
+        ),
+        ModelFiles(
+            ModelConfig(f"{name}_unary", inputs, outputs, parameters={"ensemble": name}),
+            "unary",
+            requirements=("numpy>=1.26",),
+        ),
+    ]
+
+
+def onnxruntime_requirement(manifest: Manifest) -> str:
+    """An engine optimized by one release of ONNX Runtime may hold what older ones do not know."""
+    release = manifest.versions.get("onnxruntime", "1.22").split(".")
+    return f"onnxruntime>={release[0]}.{release[1]}"
