@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +61,11 @@ class HuggingFaceSource(Source):
                 attn_implementation="eager",
                 output_loading_info=True,
             )
+        except (pickle.UnpicklingError, EOFError) as error:
+            raise BadInput(
+                f"the pickled weights in {self.folder} hold more than tensors, or are not whole; only tensors "
+                "are unpickled, so convert the checkpoint to safetensors where it comes from"
+            ) from error
         except (OSError, ValueError, RuntimeError, ImportError, KeyError, AttributeError, TypeError) as error:
             raise BadInput(f"transformers cannot load {self.folder}: {error}") from error
         # transformers fills what a checkpoint lacks with random numbers, and only warns.
@@ -146,8 +153,6 @@ def sentence_modules(folder: Path) -> tuple[Pooling, bool, tuple[Path, ...]]:
 
 def _module_list(modules_file: Path) -> list[tuple[str, str]]:
     """(kind, sub folder) of each module."""
-    import json
-
     try:
         modules = json.loads(modules_file.read_text(encoding="utf-8"))
         return [(str(module["type"]).rpartition(".")[2], str(module["path"])) for module in modules]
