@@ -17,23 +17,29 @@ if TYPE_CHECKING:
 Rows = Sequence[npt.NDArray[np.float32]]
 """One array [rows, width] an input: logits of each token of a prompt, or the embedding of a text."""
 
+TIE = 1e-4
+"""Logits nearer than this are a tie: float32 rounding over a whole network may put either first."""
+
 
 def compare(reference: Rows, candidate: Rows, against: str, top1: bool) -> dict[str, Any]:
     """Figures over all rows, for the manifest.
 
     `min_cosine` is the least cosine of any row, `max_abs_difference` the largest of any element, `top1` (for
-    rows that are logits) the share of rows whose largest element has the same place. Values that are not
-    finite count as cosine -1. Raises ValueError when the shapes differ.
+    rows that are logits) the share of rows whose largest element has the same place, or one that ties with it
+    in the reference (`TIE`); `ties` counts the latter. Values that are not finite count as cosine -1. Raises ValueError when the shapes differ.
     """
     if [rows.shape for rows in reference] != [rows.shape for rows in candidate]:
         shapes = [[rows.shape for rows in run] for run in (candidate, reference)]
         raise ValueError(f"outputs of shapes {shapes[0]} cannot be compared with {shapes[1]}")
     cosines: list[npt.NDArray[np.float64]] = []
     same: list[npt.NDArray[np.bool_]] = []
+    tied: list[npt.NDArray[np.bool_]] = []
     difference = 0.0
     for wanted, found in zip(reference, candidate, strict=True):
         cosines.append(cosine_by_row(wanted, found))
-        same.append(wanted.argmax(axis=1) == found.argmax(axis=1))
+        choice = found.argmax(axis=1)
+        same.append(wanted.argmax(axis=1) == choice)
+        tied.append(wanted.max(axis=1) - np.take_along_axis(wanted, choice[:, None], axis=1)[:, 0] <= TIE)
         largest = float(np.abs(wanted - found).max(initial=0.0))
         difference = max(difference, largest) if math.isfinite(largest) else math.inf
     every = np.concatenate(cosines)
@@ -46,7 +52,9 @@ def compare(reference: Rows, candidate: Rows, against: str, top1: bool) -> dict[
         "max_abs_difference": difference if math.isfinite(difference) else "not finite",
     }
     if top1:
-        figures["top1"] = float(np.concatenate(same).mean())
+        equal, close = np.concatenate(same), np.concatenate(tied)
+        figures["top1"] = float((equal | close).mean())
+        figures["ties"] = int((close & ~equal).sum())
     return figures
 
 
