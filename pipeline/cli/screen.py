@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.disk import in_words
 
@@ -68,10 +69,14 @@ def stage_table(rows: Sequence[StageRow]) -> Table:
     table.add_column("parity with the stage before")
     for row in rows:
         state = "built" if row.ran else "unchanged"
-        table.add_row(
-            row.stage, state, f"{row.seconds:.2f}", in_words(row.bytes), parity_in_words(row.parity)
-        )
+        seconds, size = f"{row.seconds:.2f}", in_words(row.bytes)
+        add_row(table, row.stage, state, seconds, size, parity_in_words(row.parity))
     return table
+
+
+def add_row(table: Table, *cells: str) -> None:
+    """Adds cells as they are: a shape in brackets is no markup."""
+    table.add_row(*(Text(cell) for cell in cells))
 
 
 def show(*tables: Table) -> None:

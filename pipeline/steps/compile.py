@@ -44,7 +44,7 @@ def stage(context: BuildContext) -> Stage:
         given=lambda: context.facts.to_dict(),
         run=lambda: _run(context),
         command=("slipway", "compile", context.shown),
-        needed_bytes=context.needed_bytes(1),
+        needed_bytes=context.needed_bytes(0.5),
     )
 
 

@@ -23,7 +23,7 @@ def stage(context: BuildContext) -> Stage:
         given=lambda: context.facts.to_dict(),
         run=lambda: _run(context),
         command=("slipway", "lower", context.shown),
-        needed_bytes=context.needed_bytes(1),
+        needed_bytes=context.needed_bytes(0.5),
     )
 
 

