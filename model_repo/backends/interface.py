@@ -11,6 +11,10 @@ from typing import Literal, NamedTuple
 Kind = Literal["STRING", "BOOL", "UINT8", "INT32", "UINT32", "UINT64", "FP32", "FP64"]
 
 
+FILES = "files.json"
+"""The manifest in each version folder: hashes of what emit wrote there."""
+
+
 class Field(NamedTuple):
     """One tensor: Triton type, dims without the batch dimension (-1 is any size), meaning."""
 

@@ -12,9 +12,8 @@ from typing import Any
 
 from ..runtime.errors import BadInput
 from ..runtime.manifest import Manifest
-
-FILES = "files.json"
-"""The manifest in each version folder: hashes of what emit wrote there."""
+from .interface import FILES
+from .tensors import check_round_trip
 
 _REQUIREMENT = re.compile(r"([\w-]+)>=([\d.]+)")
 
@@ -25,10 +24,11 @@ def version_folder(args: dict[str, str]) -> Path:
 
 
 def check(folder: Path) -> None:
-    """Raises BadInput when a file changed since it was emitted or a package is missing or too old."""
+    """Raises BadInput when a file changed since emit, a package is missing or old, or tensors get damaged."""
     Manifest.read(folder / FILES).verify_outputs(folder)
     for line in (folder / "requirements.txt").read_text(encoding="utf-8").splitlines():
         check_requirement(line)
+    check_round_trip()
 
 
 def check_requirement(line: str) -> None:

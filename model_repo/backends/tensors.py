@@ -12,6 +12,21 @@ import triton_python_backend_utils as pb_utils
 from ..runtime.errors import BadInput, Busy
 
 
+def check_round_trip() -> None:
+    """Raises BadInput when tensors do not come through whole.
+
+    A tritonserver whose Python backend was compiled for numpy 1 misreads the arrays of numpy 2: every tensor that
+    a model returns has size 0, without a word.
+    """
+    sent = np.arange(1, 4, dtype=np.int32)
+    received = pb_utils.Tensor.from_dlpack("probe", pb_utils.Tensor("probe", sent).to_dlpack()).as_numpy()
+    if not np.array_equal(sent, received):
+        raise BadInput(
+            f"tensors arrive damaged: {sent.tolist()} came back as {received.tolist()}. This tritonserver's Python "
+            f"backend does not fit numpy {np.__version__}; install 'numpy<2' in the server's Python environment"
+        )
+
+
 def arrays(request: Any) -> dict[str, npt.NDArray[Any]]:
     """The request's inputs as numpy arrays by name."""
     return {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .. import backends, runtime
-from ..backends.startup import FILES
+from ..backends.interface import FILES
 from ..runtime.manifest import FileRecord, Manifest, sha256_of_json
 from .configs import ModelConfig
 
