@@ -110,6 +110,9 @@ def decoder_inputs(kv: Sequence[KVSpec]) -> tuple[TensorSpec, ...]:
     return (*STEP_INPUTS, *pools)
 
 
+MIN_TOKEN_BUDGET = 3
+
+
 @dataclass(frozen=True)
 class Limits:
     """What an engine can hold: tokens, sequences, blocks. `max_length` counts prompt and completion."""
@@ -124,6 +127,11 @@ class Limits:
         for name, value in asdict(self).items():
             if not isinstance(value, int) or value < 1:
                 raise BadInput(f"limit {name} is {value!r}; it must be a positive whole number")
+        if self.token_budget < MIN_TOKEN_BUDGET:
+            raise BadInput(
+                f"limit token_budget is {self.token_budget}; it must be at least {MIN_TOKEN_BUDGET}, so that a "
+                "prompt can be cut into chunks of at least two tokens"
+            )
         if self.num_blocks * self.block_size < self.max_length:
             raise BadInput(
                 f"{self.num_blocks} blocks of {self.block_size} tokens cannot hold one sequence of "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import secrets
 import threading
@@ -57,10 +58,10 @@ class Engine:
         self._executor = executor
         self._clock = clock
         self._step_log = step_log
-        self._blocks = BlockManager(
-            num_blocks or self.limits.num_blocks, self.limits.block_size, share_prefixes
-        )
-        self._scheduler = Scheduler(self.limits, self._blocks, max_waiting=max_queue)
+        if num_blocks is not None:
+            self.limits = dataclasses.replace(self.limits, num_blocks=num_blocks)
+        self._blocks = BlockManager(self.limits.num_blocks, self.limits.block_size, share_prefixes)
+        self._scheduler = Scheduler(self.limits, self._blocks)
         self._max_queue = max_queue
         self._live: dict[ScheduledSequence, LiveRequest] = {}
         self._wake = threading.Condition()  # guards what follows
@@ -92,10 +93,12 @@ class Engine:
         """
         files = EngineFiles.read(folder, verify)
         limits = files.spec.decoder_limits
+        if num_blocks is not None:
+            limits = dataclasses.replace(limits, num_blocks=num_blocks)
         executor = OnnxRuntimeExecutor(
             folder,
             files.spec,
-            num_blocks or limits.num_blocks,
+            limits.num_blocks,
             files.spec.threads if threads is None else threads,
         )
         return cls(

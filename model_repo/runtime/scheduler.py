@@ -14,9 +14,12 @@ from typing import NamedTuple
 
 from .block_manager import BlockManager
 from .contract import Limits
-from .errors import Busy
 from .output import FinishReason
 from .sequence import Sequence
+
+
+MIN_CHUNK = 2
+"""Fewest tokens of a piece of a prompt."""
 
 
 class PlannedSequence(NamedTuple):
@@ -46,10 +49,9 @@ class StepPlan(NamedTuple):
 class Scheduler:
     """Holds the waiting and the running sequences. One plan may be in flight at a time."""
 
-    def __init__(self, limits: Limits, blocks: BlockManager, max_waiting: int) -> None:
+    def __init__(self, limits: Limits, blocks: BlockManager) -> None:
         self.limits = limits
         self.blocks = blocks
-        self.max_waiting = max_waiting
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # oldest first
         self.num_preemptions = 0
@@ -62,12 +64,7 @@ class Scheduler:
         return not self.waiting and not self.running
 
     def add(self, sequence: Sequence) -> None:
-        """Queues a sequence. Raises Busy when `max_waiting` wait already."""
-        if len(self.waiting) >= self.max_waiting:
-            raise Busy(
-                f"{len(self.waiting)} requests are waiting and {len(self.running)} run; the queue holds "
-                f"{self.max_waiting}. Send the request again later"
-            )
+        """Queues a sequence; how many may wait is the engine's business."""
         self.waiting.append(sequence)
 
     def plan(self) -> StepPlan | None:
@@ -113,7 +110,8 @@ class Scheduler:
             if sequence.finish_reason is not None:
                 continue  # cancelled while the step ran
             sequence.num_computed_tokens += num_new_tokens
-            self._register_full_blocks(sequence)
+            if num_new_tokens >= MIN_CHUNK:
+                self._register_full_blocks(sequence)
             if token is None:
                 continue
             advanced.append(sequence)
@@ -149,17 +147,14 @@ class Scheduler:
     def _chunk(self, sequence: Sequence, budget: int) -> int:
         """Tokens of `sequence` that this step computes.
 
-        A chunk ends at a block's end and never leaves a single token behind: which kernel computes a row then
-        depends on the sequence alone, and so do its bits, whatever the company.
+        A prompt is never cut so that a chunk is a single token: one row takes attention's decode kernel, which
+        rounds otherwise. Which kernel computes a row then depends on the sequence alone, and so do its bits.
         """
         pending = sequence.num_pending_tokens
         if pending <= budget:
             return pending
-        end = sequence.num_computed_tokens + budget
-        end -= end % self.blocks.block_size
-        if end == sequence.num_tokens - 1:
-            end -= self.blocks.block_size
-        return max(end - sequence.num_computed_tokens, 0)
+        count = min(budget, pending - MIN_CHUNK)
+        return count if count >= MIN_CHUNK else 0
 
     def _make_room(self, sequence: Sequence, count: int, chosen: dict[Sequence, int]) -> bool:
         """Takes the blocks that `count` more tokens need; preempts the youngest, in the end `sequence` itself."""
@@ -176,8 +171,8 @@ class Scheduler:
         """Lets waiting sequences in while tokens, places and blocks for their whole prompt last."""
         while self.waiting and budget and len(self.running) < self.limits.max_batch:
             sequence = self.waiting[0]
-            # The last token is always computed, and not alone: a row by itself belongs to decoding.
-            shared = self.blocks.match(sequence.token_ids, sequence.num_tokens - 2)
+            # The last token is always computed, for its logits, and not alone (see _chunk).
+            shared = self.blocks.match(sequence.token_ids, sequence.num_tokens - MIN_CHUNK)
             needed = self.blocks.blocks_for(sequence.num_tokens) - len(shared)
             self.blocks.share(shared)
             sequence.num_computed_tokens = len(shared) * self.blocks.block_size
@@ -229,6 +224,9 @@ class Scheduler:
         self._ended_in_flight.clear()
 
     def _register_full_blocks(self, sequence: Sequence) -> None:
+        """Offers the blocks to other prompts. Called after chunks only: what decoding wrote is rounded otherwise
+        than a prompt's chunk would be, and a request's bits would depend on who came before it.
+        """
         size = self.blocks.block_size
         for index in range(sequence.num_registered_blocks, sequence.num_computed_tokens // size):
             before = sequence.block_ids[index - 1] if index else None
