@@ -26,7 +26,8 @@ def compare(reference: Rows, candidate: Rows, against: str, top1: bool) -> dict[
 
     `min_cosine` is the least cosine of any row, `max_abs_difference` the largest of any element, `top1` (for
     rows that are logits) the share of rows whose largest element has the same place, or one that ties with it
-    in the reference (`TIE`); `ties` counts the latter. Values that are not finite count as cosine -1. Raises ValueError when the shapes differ.
+    in the reference (`TIE`); `ties` counts the latter. Values that are not finite count as cosine -1. Raises
+    ValueError when the shapes differ.
     """
     if [rows.shape for rows in reference] != [rows.shape for rows in candidate]:
         shapes = [[rows.shape for rows in run] for run in (candidate, reference)]
