@@ -192,7 +192,11 @@ class Engine:
             self._fail(plan, error)
             return True
         for live in advanced:
-            self._deliver(live)
+            try:
+                self._deliver(live)
+            except Exception as error:  # no text for these tokens: their own request ends, the others go on
+                live.mute()
+                self._end(live, "error", f"the tokenizer failed on this request's tokens: {error}")
         self.metrics.count("steps")
         if self._step_log is not None:
             rows = tuple(
@@ -207,9 +211,14 @@ class Engine:
 
         Not while the engine's own thread runs. Raises what `submit` raises, before anything is computed.
         """
-        outputs: dict[str, list[Output]] = {request.request_id: [] for request in requests}
+        if self._thread is not None:
+            raise RuntimeError("the engine's own thread runs; use submit")
+        outputs: dict[str, list[Output]] = {}
         for request in requests:
             self._check(request)
+            if request.request_id in outputs:
+                raise BadInput(f"two requests have the id {request.request_id!r}; give each one of its own")
+            outputs[request.request_id] = []
         waiting = deque(requests)
         while waiting or self._has_work():
             while waiting and self._num_waiting < self._max_queue:
@@ -226,7 +235,9 @@ class Engine:
         )
 
     def start(self) -> None:
-        """Starts the loop's own thread."""
+        """Starts the loop's own thread. Raises RuntimeError when it runs already or was stopped."""
+        if self._thread is not None or self._stopping:
+            raise RuntimeError("an engine is started once")
         self._thread = threading.Thread(target=self._run, name="slipway-engine", daemon=True)
         self._thread.start()
 
@@ -255,8 +266,12 @@ class Engine:
             with self._wake:
                 if self._stopping:
                     return
-            if self.step():
-                continue
+            try:
+                if self.step():
+                    continue
+            except Exception as error:
+                self._break_down(error)
+                return
             with self._wake:
                 self._wake.wait_for(
                     lambda: self._stopping or self._submitted or self._cancelled, self._seconds_to_deadline()
@@ -370,6 +385,18 @@ class Engine:
         log_event(logging.ERROR, "step failed", error=repr(error), rows=plan.num_tokens)
         for sequence in self._scheduler.abandon(plan):
             self._end(self._live[sequence], "error", f"the engine failed in this request's step: {error}")
+
+    def _break_down(self, error: Exception) -> None:
+        """A fault of the loop itself: all requests end with 'error', and no more are taken."""
+        log_event(logging.CRITICAL, "engine loop failed", error=repr(error))
+        with self._wake:
+            self._stopping = True
+            queued = list(self._submitted)
+            self._submitted.clear()
+        self._live.update((live.sequence, live) for live in queued)
+        for live in list(self._live.values()):
+            live.mute()
+            self._end(live, "error", f"the engine loop failed: {error!r}")
 
     def _count_preemptions(self, count: int) -> None:
         if count:

@@ -76,6 +76,10 @@ class LiveRequest:
             self._detokenizer = None  # nothing after a stop string is text
         return stopped
 
+    def mute(self) -> None:
+        """Gives up turning tokens into text."""
+        self._detokenizer = None
+
     def output(self, now: float, reason: FinishReason | None = None, error: str | None = None) -> Output:
         """Everything since the last output; with a reason, also the text that was held back."""
         if reason is not None and self._detokenizer is not None:

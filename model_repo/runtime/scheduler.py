@@ -17,7 +17,6 @@ from .contract import Limits
 from .output import FinishReason
 from .sequence import Sequence
 
-
 MIN_CHUNK = 2
 """Fewest tokens of a piece of a prompt."""
 
