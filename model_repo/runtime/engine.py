@@ -370,6 +370,7 @@ class Engine:
         self._send(live, live.output(now, reason, error))
         with self._wake:
             self._request_ids.discard(live.request.request_id)
+            self._cancelled.discard(live.request.request_id)  # or the next request of this id would end
             self._wake.notify_all()
 
     def _send(self, live: LiveRequest, output: Output) -> None:
