@@ -36,11 +36,13 @@ def paged_attention(
     query [tokens, heads, head_dim], key [tokens, kv_heads, head_dim], value [tokens, kv_heads, value_dim];
     pools, lengths, block table and slots as in `plugins.schemas.PAGED_ATTENTION`. Token t of sequence b has
     position past_lens[b] + t - cu_seqlens[b] and sees the cache rows of its sequence up to its own position.
+    Rows from cu_seqlens[-1] on are padding: nothing of them is written, and their output is zero.
     Returns (output [tokens, heads, value_dim] in query's dtype, key pool, value pool).
     """
     scale = scale or float(query.shape[-1]) ** -0.5
     key_cache, value_cache = key_cache.clone(), value_cache.clone()
-    written = slot_mapping >= 0
+    live = torch.arange(len(slot_mapping)) < cu_seqlens[-1]
+    written = (slot_mapping >= 0) & live
     slots = slot_mapping[written].long()
     key_cache.view(-1, *key_cache.shape[2:])[slots] = key[written].to(key_cache.dtype)
     value_cache.view(-1, *value_cache.shape[2:])[slots] = value[written].to(value_cache.dtype)
@@ -152,14 +154,14 @@ class PagedAttentionNode:
         """query, key and value as [tokens, heads, size]."""
         query = inputs["query"]
         tokens = query.shape[0]
+        head_dim, value_dim = inputs["key_cache"].shape[3], inputs["value_cache"].shape[3]
         if "key" in inputs:
             key, value = inputs["key"], inputs["value"]
         else:
-            head_dim = inputs["key_cache"].shape[3]
             rows = [self.num_heads * head_dim, self.kv_num_heads * head_dim, self.kv_num_heads * head_dim]
             query, key, value = torch.split(query, rows, dim=1)
         return (
-            query.reshape(tokens, self.num_heads, -1),
-            key.reshape(tokens, self.kv_num_heads, -1),
-            value.reshape(tokens, self.kv_num_heads, -1),
+            query.reshape(tokens, self.num_heads, head_dim),
+            key.reshape(tokens, self.kv_num_heads, head_dim),
+            value.reshape(tokens, self.kv_num_heads, value_dim),
         )

@@ -170,19 +170,15 @@ def make_step(
 
 
 def expected(step: Step) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The reference's output and pools. Padding rows come out as zeros there as well."""
-    live = step.live_tokens
-    per_token = ("query", "key", "value", "slot_mapping", "position_ids")
-    inputs = {name: x[:live] if name in per_token else x for name, x in step.inputs.items()}
-    # Blocks that a window has passed are -1; the reference gathers whole sequences, so give it some block of
-    # zeros there: what it masks must only be finite.
-    inputs["block_table"] = inputs["block_table"].clamp(min=0)
-    hidden = {name: torch.nan_to_num(inputs[name]) for name in ("key_cache", "value_cache")}
+    """The reference's output and pools.
+
+    It gathers whole sequences and masks afterwards, so what it hides must be finite: NaN becomes 0, and blocks
+    that a window has passed (-1 in the table) become block 0.
+    """
+    hidden = {name: torch.nan_to_num(step.inputs[name]) for name in ("key_cache", "value_cache")}
+    table = step.inputs["block_table"].clamp(min=0)
     node = PagedAttentionNode(**step.shape.attributes)  # type: ignore[arg-type]
-    output, keys, values = node({**inputs, **hidden})
-    padded = torch.zeros(step.inputs["query"].shape[0], output.shape[1])
-    padded[:live] = output
-    return padded, keys, values
+    return node({**step.inputs, **hidden, "block_table": table})
 
 
 @dataclass

@@ -14,7 +14,7 @@ float* thread_scratch(int64_t floats);
 
 constexpr int kDecodeTile = 128;  // keys between two updates of the softmax state
 constexpr int kStrip = 16;        // keys of one head that are worked on at a time
-constexpr int kAhead = 32;        // keys between fetching a row and using it
+constexpr int kAhead = 16;        // keys between fetching a row and using it
 
 // Rows of the cache in the order in which one tile uses them, at the item's first key head: the tile's keys,
 // its values, then the first keys of the next tile, which are only fetched. Byte pointers.
