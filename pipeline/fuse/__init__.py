@@ -13,6 +13,7 @@ from model_repo.runtime.errors import BadInput
 
 from .constant_folding import ConstantFolding
 from .gate_up import GateUp
+from .index_cast import IndexCast
 from .linear import Linear
 from .qkv import Qkv
 from .rms_norm import RmsNorm
@@ -37,6 +38,7 @@ def rules(max_length: int | None) -> tuple[Rule, ...]:
         RmsNorm(),
         Rotary(max_length),
         UnitAxis(),  # before what looks at products: they read matrices afterwards
+        IndexCast(),
         Linear(),
         Qkv(),
         GateUp(),

@@ -114,9 +114,7 @@ class Rotary(Rule):
 
         everything = run(np.arange(self._max_length, dtype=np.int32))
         # A neighbour's position must not matter: any few positions give the rows of the whole table.
-        few = np.array(
-            [position % self._max_length for position in (5, 0, 3, self._max_length - 1)], np.int32
-        )
+        few = np.array([position % self._max_length for position in (5, 2, 3)], np.int32)
         some = run(few)
         if everything is None or some is None:
             return "cosines and sines are not laid out as [tokens, head size] beside what they turn"
@@ -284,15 +282,15 @@ def _attach(
     stored: dict[tuple[str, bytes], ir.Value],
 ) -> None:
     """Gives the attention node what is turned, the tables and the positions."""
-    for index, turn in ((QUERY, query), (KEY, key)):
+    for index, turn, part in ((QUERY, query, "query"), (KEY, key, "key")):
         width = turn.heads * turn.head_dim
         old = node.inputs[index]
         assert old is not None
         flat = ir.node(
             "Reshape",
             [turn.rows, integer_weight(graph, [-1, width], "shape")],
-            outputs=[output(f"{old.name}_unturned", old.dtype, _flat_shape(turn.rows, width))],
-            name=f"{old.name}_unturned_rows",
+            outputs=[output(f"{node.outputs[0].name}_{part}", old.dtype, _flat_shape(turn.rows, width))],
+            name=f"{node_name(node)}_{part}_rows",
         )
         node.replace_input_with(index, insert_before(node, flat))
     if len(node.inputs) <= POSITIONS:

@@ -80,23 +80,20 @@ def _cancel(graph: ir.Graph, node: ir.Node) -> bool:
         return False
     result = node.outputs[0]
     source, chain = climb(result)
-    before, after = dims(source), dims(result)
-    if node.op_type == "Reshape" and integers(node.inputs[1]) == (-1,) and len(before or ()) == 1:
-        after = before  # a vector stays what it is
-    if before is None or after is None or not (after == before or (len(chain) > 1 and after == (1, *before))):
+    shape, sizes = dims(source), Sizes()
+    before = numbered(source, sizes)
+    after = None if before is None else follow(before, chain, sizes)
+    if shape is None or before is None or after is None or not np.array_equal(after.ravel(), before.ravel()):
         return False
-    sizes = Sizes()
-    start = numbered(source, sizes)
-    end = None if start is None else follow(start, chain, sizes)
-    if start is None or end is None or not np.array_equal(end.reshape(-1), start.reshape(-1)):
-        return False
-    if after == before:
+    if after.shape == before.shape:
         if result.is_graph_output() and (source.is_graph_output() or source.is_graph_input()):
             return False
         replace(result, source)
-    else:
-        replace(result, _unsqueezed(graph, node, source, after))
-    return True
+        return True
+    if after.shape == (1, *before.shape) and len(chain) > 1:
+        replace(result, _unsqueezed(graph, node, source, (1, *shape)))
+        return True
+    return False
 
 
 def _sink(graph: ir.Graph, node: ir.Node) -> bool:

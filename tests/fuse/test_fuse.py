@@ -1,0 +1,195 @@
+"""Whole models: exported Llamas of several shapes, fused, against the exported graph's own numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from model_repo.runtime.errors import BadInput
+from pipeline.export.decoder import export_decoder
+from pipeline.fuse import fuse, rule_names
+from pipeline.fuse.weights import read_origin
+from pipeline.graph import load_graph, save_graph
+from pipeline.recipe import FuseRecipe
+
+from .graphs import assert_same, operators, run
+
+LAYERS, MAX_LENGTH = 2, 64
+SHAPES: dict[str, dict[str, Any]] = {
+    "grouped, tied": {"num_key_value_heads": 2, "tie_word_embeddings": True},
+    "biased, untied, llama3 scaling": {
+        "num_key_value_heads": 4,
+        "tie_word_embeddings": False,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 10000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+    },
+    "one key head, yarn scaling": {
+        "num_key_value_heads": 1,
+        "tie_word_embeddings": True,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+    },
+}
+
+
+class Exported:
+    """An exported model on disk, and its parameters."""
+
+    def __init__(self, folder: Path, **config: Any) -> None:
+        torch.manual_seed(1)
+        module = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=61,
+                hidden_size=32,
+                intermediate_size=44,
+                num_hidden_layers=LAYERS,
+                num_attention_heads=4,
+                head_dim=8,
+                max_position_embeddings=MAX_LENGTH,
+                **config,
+            )
+        )
+        module.eval().requires_grad_(False)
+        for name, parameter in module.named_parameters():
+            parameter.normal_(0.5 if "norm" in name else 0.0, 0.2)
+        self.parameters = {name: tensor.numpy() for name, tensor in module.named_parameters()}
+        self.path = save_graph(export_decoder(module, MAX_LENGTH, 24).model, folder / "export.onnx").graph
+        self.kv_heads = int(config["num_key_value_heads"])
+
+    def load(self) -> ir.Model:
+        """A fresh copy of the graph."""
+        return load_graph(self.path)
+
+    def step(self) -> dict[str, np.ndarray]:
+        """Two sequences: 3 new tokens at the start, and 2 after 5; a row of padding."""
+        numbers = np.random.default_rng(0)
+        inputs = {
+            "input_ids": np.array([7, 60, 3, 11, 5, 0], np.int32),
+            "position_ids": np.array([0, 1, 2, 5, 6, 0], np.int32),
+            "cu_seqlens": np.array([0, 3, 5], np.int32),
+            "past_lens": np.array([0, 5], np.int32),
+            "block_table": np.array([[2, -1], [0, 3]], np.int32),
+            "slot_mapping": np.array([8, 9, 10, 13, 14, -1], np.int32),
+            "logits_indices": np.array([4, 2], np.int32),
+        }
+        for layer in range(LAYERS):
+            for kind in ("key", "value"):
+                pool = numbers.standard_normal((4, 4, self.kv_heads, 8), dtype=np.float32)
+                inputs[f"{kind}_cache_{layer}"] = pool
+        return inputs
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exported]:
+    """Gives the exported model of one of `SHAPES`; each is exported once."""
+
+    @cache
+    def of(shape: str) -> Exported:
+        return Exported(tmp_path_factory.mktemp("exported"), **SHAPES[shape])
+
+    return of
+
+
+@pytest.fixture(params=list(SHAPES))
+def exported(request: pytest.FixtureRequest, exports: Callable[[str], Exported]) -> Exported:
+    return exports(request.param)
+
+
+def test_a_layer_becomes_eight_nodes_with_the_same_numbers(exported: Exported) -> None:
+    model = exported.load()
+    before = run(model, **exported.step())
+    report = fuse(model, FuseRecipe(), max_length=MAX_LENGTH)
+    assert_same(before, run(model, **exported.step()), tolerance=1e-5)
+    biased = any(name.endswith("q_proj.bias") for name in exported.parameters)
+    tied = "lm_head.weight" not in exported.parameters
+    expected = {
+        "PagedAttention": LAYERS,
+        "SkipRMSNormalization": 2 * LAYERS,
+        "SwiGLU": LAYERS,
+        "MatMul": 4 * LAYERS + (not tied),
+        "RMSNormalization": 1,
+        "Gather": 2,
+        **({"Gemm": 1} if tied else {}),
+        **({"Add": 4 * LAYERS} if biased else {}),
+    }
+    assert operators(model) == expected
+    assert report.nodes_after == sum(expected.values()) == len(model.graph)
+    assert report.nodes_before == len(exported.load().graph)
+    assert report.rule("qkv").matched == report.rule("rotary").matched == LAYERS
+    assert report.rule("gate_up").matched == report.rule("swiglu").matched == LAYERS
+    assert report.rule("rms_norm").matched == 2 * LAYERS + 1
+    assert all(not rule.near_misses for rule in report.rules)
+
+
+def test_every_slice_of_every_weight_is_the_rows_of_its_parameter(exported: Exported, tmp_path: Path) -> None:
+    model = exported.load()
+    fuse(model, FuseRecipe(), max_length=MAX_LENGTH)
+    model = load_graph(save_graph(model, tmp_path / "fuse.onnx").graph)  # origins survive the disk
+    seen: dict[str, int] = {}
+    for name, value in model.graph.initializers.items():
+        origins = read_origin(value)
+        assert value.const_value is not None
+        whole = value.const_value.numpy()
+        if not origins:
+            assert name.startswith("rotary_") or whole.size < 8, name
+            continue
+        start = 0
+        for origin in origins:
+            parameter = exported.parameters[origin.parameter]
+            rows = parameter if origin.rows is None else parameter[slice(*origin.rows)]
+            held = (whole if whole.ndim == 1 or not origin.transposed else whole.T)[start : start + len(rows)]
+            np.testing.assert_array_equal(held, rows, err_msg=f"{origin} in {name}")
+            start += len(rows)
+            seen[origin.parameter] = seen.get(origin.parameter, 0) + len(rows)
+        assert start == (whole.shape[-1] if origins[0].transposed else whole.shape[0])
+    assert seen == {name: len(array) for name, array in exported.parameters.items()}
+
+
+@pytest.mark.parametrize("disabled", rule_names())
+def test_any_rule_can_be_left_out(disabled: str, exports: Callable[[str], Exported]) -> None:
+    exported = exports(next(iter(SHAPES)))
+    model = exported.load()
+    before = run(model, **exported.step())
+    report = fuse(model, FuseRecipe(disable=(disabled,)), max_length=MAX_LENGTH)
+    assert disabled not in [rule.rule for rule in report.rules]
+    assert_same(before, run(model, **exported.step()), tolerance=1e-5)
+
+
+def test_the_report_is_plain_json_and_reads_as_a_line(exported: Exported) -> None:
+    model = exported.load()
+    report = fuse(model, FuseRecipe(disable=("rotary",)), max_length=MAX_LENGTH)
+    assert bool(report)
+    plain = json.loads(json.dumps(report.to_dict()))
+    (qkv,) = (rule for rule in plain["rules"] if rule["rule"] == "qkv")
+    assert qkv["matched"] == 0
+    assert qkv["near_misses"][0]["reason"] == "query, key and value are not all plain products"
+    assert plain["operators"]["slipway::PagedAttention"] == LAYERS
+    assert f"{report.nodes_before} -> {report.nodes_after} nodes" in str(report)
+
+
+def test_a_rule_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"'rotery'.*there are: constant_folding, rms_norm, rotary"):
+        fuse(
+            ir.Model(ir.Graph([], [], nodes=[]), ir_version=11), FuseRecipe(disable=("rotery",)), max_length=1
+        )
