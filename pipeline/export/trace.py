@@ -12,6 +12,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
+from .attention import UnsupportedModel
 from .translation import translation_table
 
 
@@ -27,22 +28,34 @@ def trace(
     """The graph of `module(*arguments)`; weights keep the module's names and memory.
 
     Not strict: the attention handlers travel in a context variable, which strict tracing cannot see.
-    Unoptimized: the exporter's optimizer folds transposes into weights and renames them.
+    Unoptimized: the exporter's optimizer folds transposes into weights and renames them. `module` holds the
+    model under the name `model`. Raises UnsupportedModel when torch cannot export it.
     """
-    with torch.no_grad(), _quiet():
-        program = torch.export.export(module.eval(), arguments, dynamic_shapes=dynamic_shapes, strict=False)
-        exported = torch.onnx.export(
-            program,
-            arguments,
-            dynamo=True,
-            dynamic_shapes=dynamic_shapes,
-            input_names=list(input_names),
-            output_names=list(output_names),
-            custom_translation_table=translation_table(),
-            opset_version=opset,
-            optimize=False,
-            verbose=False,
-        )
+    try:
+        with torch.no_grad(), _quiet():
+            program = torch.export.export(
+                module.eval(), arguments, dynamic_shapes=dynamic_shapes, strict=False
+            )
+            exported = torch.onnx.export(
+                program,
+                arguments,
+                dynamo=True,
+                dynamic_shapes=dynamic_shapes,
+                input_names=list(input_names),
+                output_names=list(output_names),
+                custom_translation_table=translation_table(),
+                opset_version=opset,
+                optimize=False,
+                verbose=False,
+            )
+    except UnsupportedModel:
+        raise
+    except Exception as error:  # the exporter's errors share no base
+        reason = str(error.__cause__ or error).strip().partition("\n")[0]
+        raise UnsupportedModel(
+            f"torch cannot export {type(module.model).__name__}: {reason}; models whose operations depend on "
+            "values (not only on shapes) are not supported"
+        ) from error
     assert exported is not None, "the dynamo exporter gives a program"
     return exported.model
 

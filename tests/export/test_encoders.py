@@ -38,6 +38,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "Bert": ("mean", TINY),
     "Roberta": ("cls", {**TINY, "type_vocab_size": 1}),
     "DistilBert": ("mean", {"vocab_size": VOCABULARY, **DISTILBERT}),
+    "XLMRoberta": ("mean", {**TINY, "type_vocab_size": 1}),
+    "Camembert": ("mean", {**TINY, "type_vocab_size": 1}),
     "Electra": ("mean", {**TINY, "embedding_size": 32}),
 }
 LENGTHS = ((6,), (1,), (9, 2, 40), (3, 3, 3, 3, 12))

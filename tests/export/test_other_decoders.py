@@ -17,6 +17,7 @@ from transformers.masking_utils import (
 )
 
 from pipeline.export.attention import PAGED, UnsupportedModel
+from pipeline.export.decoder import export_decoder
 from pipeline.export.packed import PackedDecoder
 from pipeline.export.packing import check_packing
 from pipeline.export.probe import mask_window, probe
@@ -152,6 +153,23 @@ def test_models_without_the_attention_interface_are_refused() -> None:
     model = _build("BloomConfig", "BloomForCausalLM", vocab_size=99, hidden_size=32, n_layer=1, n_head=2)
     with pytest.raises(UnsupportedModel, match=r"Bloom.* does not use transformers' attention"):
         probe(model)
+
+
+def test_mixtures_of_experts_are_refused() -> None:
+    with pytest.raises(UnsupportedModel, match="MixtralForCausalLM is a mixture of experts"):
+        export_decoder(_build("MixtralConfig", "MixtralForCausalLM", **SIZES), 64, opset=24)
+
+
+def test_what_torch_cannot_export_is_refused_with_its_reason() -> None:
+    model = tiny_llama()
+    model.model.layers[0].mlp = _DependsOnValues()
+    with pytest.raises(UnsupportedModel, match=r"torch cannot export LlamaForCausalLM: .*not supported"):
+        export_decoder(model, 64, opset=24)
+
+
+class _DependsOnValues(nn.Module):
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden * 2 if hidden.abs().max() > 1 else hidden
 
 
 def test_layers_with_other_state_are_refused() -> None:

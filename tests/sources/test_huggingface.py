@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, RobertaConfig, RobertaModel
 
 from model_repo.runtime.errors import BadInput
 from pipeline.recipe import SourceRecipe
@@ -378,6 +378,25 @@ def test_an_encoder_is_opened_with_its_sentence_modules(encoder_folder: Path) ->
     assert source.max_length == 512
     (encoder_folder / "sentence_bert_config.json").write_text('{"max_seq_length": 99}', "utf-8")
     assert _open(encoder_folder).max_length == 99
+
+
+def test_roberta_numbers_its_positions_from_the_padding_id(tmp_path: Path) -> None:
+    config = RobertaConfig(
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=70,
+        pad_token_id=1,
+    )
+    RobertaModel(config).save_pretrained(tmp_path)
+    source = _open(tmp_path)
+    assert source.max_length == 68
+    model = source.load()
+    model(input_ids=torch.full((1, 68), 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=torch.full((1, 69), 5))
 
 
 def test_an_encoder_without_modules_is_pooled_by_the_mean(encoder_folder: Path) -> None:
