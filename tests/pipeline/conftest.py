@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pipeline import BuildResult, Recipe, build
 
+from .fake_steps import write_checkpoint
 from .tiny import write_tiny_llama
 
 
@@ -34,8 +34,6 @@ def built(real_build: BuildResult, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def fake_checkpoint(tmp_path: Path) -> Callable[[], Path]:
-    """Makes a checkpoint folder that opens as a source but holds one meaningless weight."""
-    from .fake_steps import write_checkpoint
-
-    return lambda: write_checkpoint(tmp_path / "checkpoint")
+def checkpoint(tmp_path: Path) -> Path:
+    """A checkpoint folder that opens as a source but holds one meaningless weight: for fake stages."""
+    return write_checkpoint(tmp_path / "checkpoint")
