@@ -7,6 +7,7 @@ import json
 import resource
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -66,10 +67,9 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--streams", type=int, default=16)
     parser.add_argument("--new-tokens", type=int, default=96)
-    parser.add_argument("--prompts", required=True, help="file: a JSON list of texts")
+    parser.add_argument("--prompts", type=Path, required=True, help="file: a JSON list of texts")
     options = parser.parse_args()
-    with open(options.prompts, encoding="utf-8") as file:
-        prompts = json.load(file)
+    prompts = json.loads(options.prompts.read_text(encoding="utf-8"))
     streams = [
         Stream(options.url, options.model, prompt, options.new_tokens)
         for prompt in prompts[: options.streams]
