@@ -32,6 +32,9 @@ class Tokenizer:
             tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception
             raise BadInput(f"{path} is not a tokenizer.json that can be read: {error}") from error
+        # A file may ask for both: padding would count as text, truncation would hide that a text is too long.
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
         template = path.with_name(CHAT_TEMPLATE)
         return cls(tokenizer, template.read_text(encoding="utf-8") if template.is_file() else None)
 
