@@ -111,7 +111,7 @@ def _float32_bytes(path: Path) -> int:
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length)) if length < size else {}
+            header = json.loads(file.read(min(length, size)))
         total = 0
         for name, entry in header.items():
             if name == "__metadata__":

@@ -98,9 +98,8 @@ class Fakes:
         if name in self.fail:
             raise self.fail[name]
         self.work(name, context)
-        return write_product(
-            name, context, generation=",".join(context.recipe.fuse.disable), parity=self.parity
-        )
+        generation = ",".join((*context.recipe.fuse.disable, str(context.recipe.target.max_batch)))
+        return write_product(name, context, generation, self.parity)
 
 
 def write_product(name: str, context: BuildContext, generation: str, parity: Mapping[str, object]) -> Product:
