@@ -130,6 +130,12 @@ def test_in_standard_operators_it_decodes_as_transformers(exported: Exported, sc
     exported.assert_same(generate(exported.step, exported.graph.kv, exported.prompts, NEW_TOKENS, schedule))
 
 
+def test_alone_each_size_is_one(exported: Exported) -> None:
+    """Tokens, batch and selected rows of 1: sizes that exporters like to freeze."""
+    (alone,) = generate(exported.step, exported.graph.kv, exported.prompts[-1:], NEW_TOKENS)
+    assert alone.tokens == exported.tokens[-1]
+
+
 def test_in_torch_it_decodes_as_transformers(exported: Exported) -> None:
     step = eager_step(exported.wrapper, exported.graph.kv)
     exported.assert_same(generate(step, exported.graph.kv, exported.prompts, NEW_TOKENS))

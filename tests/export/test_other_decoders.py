@@ -22,7 +22,7 @@ from pipeline.export.packed import PackedDecoder
 from pipeline.export.packing import check_packing
 from pipeline.export.probe import mask_window, probe
 from tests.export.packed_requests import generate
-from tests.export.runners import eager_step
+from tests.export.runners import eager_step, standard_step
 from tests.export.tiny_models import VOCABULARY, greedy, sharpened, tiny_llama
 
 SIZES = {
@@ -94,6 +94,19 @@ def test_packed_it_decodes_as_transformers(build: Any) -> None:
     check_packing(model)
     kv = [layer.kv("float32") for layer in layers]
     generated = generate(eager_step(PackedDecoder(model, layers), kv), kv, prompts, 16)
+    for one, (tokens, logits) in zip(generated, expected, strict=True):
+        assert one.tokens == tokens
+        np.testing.assert_allclose(np.stack(one.logits), logits.numpy(), rtol=0, atol=1e-4)
+
+
+def test_window_softcap_and_scale_reach_the_graph() -> None:
+    model = gemma2()
+    random = np.random.default_rng(2)
+    prompts = [random.integers(3, VOCABULARY, length).tolist() for length in PROMPT_LENGTHS]
+    expected = [greedy(model, prompt, 16) for prompt in prompts]
+    graph = export_decoder(model, 64, opset=24)
+    assert [spec.window for spec in graph.kv] == [7, 0]
+    generated = generate(standard_step(graph.model), graph.kv, prompts, 16)
     for one, (tokens, logits) in zip(generated, expected, strict=True):
         assert one.tokens == tokens
         np.testing.assert_allclose(np.stack(one.logits), logits.numpy(), rtol=0, atol=1e-4)
