@@ -61,5 +61,10 @@ def _session(graph: Path, level: ort.GraphOptimizationLevel) -> ort.InferenceSes
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors; warnings are about unused initializers and the like
     options.graph_optimization_level = level
+    # A comparison runs once: weights rearranged for speed would cost their size again.
+    options.add_session_config_entry("session.disable_prepacking", "1")
     registered(options)
-    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    # Weights that the exporter left transposed are turned as they are used, not all at once.
+    return ort.InferenceSession(
+        graph, options, providers=["CPUExecutionProvider"], disabled_optimizers=["ConstantFolding"]
+    )
