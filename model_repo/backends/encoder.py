@@ -12,12 +12,12 @@ from ..runtime.encoder import EncoderEngine
 from ..runtime.errors import SlipwayError
 from . import startup
 from .logs import to_standard_error
-from .metrics import COUNTS, Counters, Histograms
+from .metrics import COUNTS, Counters, Histograms, Total
 from .tensors import arrays, error_response, response
 
 COUNTERS = {
-    "steps": "Batches that the engine computed",
-    "prompt_tokens": "Tokens of texts",
+    "steps": Total("steps", "Steps of the engine"),
+    "prompt_tokens": Total("prompt_tokens", "Tokens of prompts of ended requests"),
 }
 HISTOGRAMS = {"batch_size": ("Texts computed together", COUNTS)}
 
@@ -34,7 +34,7 @@ class TritonPythonModel:
         self.engine = EncoderEngine.load(folder / "engine")
         self.engine.warm_up()
         labels = {"model": model, "version": args["model_version"]}
-        self.counters = Counters(COUNTERS, labels)
+        self.counters = Counters(COUNTERS, labels, before=self.engine.metrics.counters())
         self.histograms = Histograms(HISTOGRAMS, labels)
         self.engine.metrics.take_observations()  # the warm-up is nobody's request
 

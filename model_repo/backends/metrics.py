@@ -6,7 +6,7 @@ Published by a thread now and then: every update is a message to the server, too
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import triton_python_backend_utils as pb_utils
 
@@ -16,20 +16,27 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 COUNTS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 
 
+class Total(NamedTuple):
+    """A counter of the runtime on the metrics port: family, meaning, further labels."""
+
+    family: str
+    meaning: str
+    labels: Mapping[str, str] = {}
+
+
 class Gauges:
-    """Values that go up and down, by name; written only when they changed."""
+    """Values that go up and down: runtime name -> meaning; written only when they changed."""
 
     def __init__(self, meanings: Mapping[str, str], labels: Mapping[str, str]) -> None:
-        kind = pb_utils.MetricFamily.GAUGE
-        self._families = [_family(name, meaning, kind) for name, meaning in meanings.items()]
+        self._families = _Families(pb_utils.MetricFamily.GAUGE)
         self._metrics = {
-            name: family.Metric(labels=dict(labels))
-            for name, family in zip(meanings, self._families, strict=True)
+            name: self._families.get(name, meaning).Metric(labels=dict(labels))
+            for name, meaning in meanings.items()
         }
         self._last: dict[str, float] = {}
 
     def publish(self, values: Mapping[str, float]) -> None:
-        """Sets the gauges named in `values`; others in it are left to other kinds."""
+        """Sets the gauges; other names in `values` are left to other kinds."""
         for name, metric in self._metrics.items():
             if self._last.get(name) != values[name]:
                 metric.set(values[name])
@@ -37,16 +44,19 @@ class Gauges:
 
 
 class Counters:
-    """Totals that only grow, by name."""
+    """Totals that only grow, by runtime name. What was there `before` (a warm-up) does not count."""
 
-    def __init__(self, meanings: Mapping[str, str], labels: Mapping[str, str]) -> None:
-        kind = pb_utils.MetricFamily.COUNTER
-        self._families = [_family(name, meaning, kind) for name, meaning in meanings.items()]
+    def __init__(
+        self, totals: Mapping[str, Total], labels: Mapping[str, str], before: Mapping[str, float]
+    ) -> None:
+        self._families = _Families(pb_utils.MetricFamily.COUNTER)
         self._metrics = {
-            name: family.Metric(labels=dict(labels))
-            for name, family in zip(meanings, self._families, strict=True)
+            name: self._families.get(f"{total.family}_total", total.meaning).Metric(
+                labels={**labels, **total.labels}
+            )
+            for name, total in totals.items()
         }
-        self._last = dict.fromkeys(meanings, 0.0)
+        self._last = {name: before.get(name, 0.0) for name in totals}
 
     def publish(self, totals: Mapping[str, float]) -> None:
         """Adds what came since the last call; a total that is missing is still 0."""
@@ -58,26 +68,34 @@ class Counters:
 
 
 class Histograms:
-    """Distributions, by name; `buckets` are upper bounds."""
+    """Distributions: runtime name -> meaning and upper bounds of the buckets."""
 
     def __init__(
         self, meanings: Mapping[str, tuple[str, Sequence[float]]], labels: Mapping[str, str]
     ) -> None:
-        self._families = {
-            name: _family(name, meaning, pb_utils.MetricFamily.HISTOGRAM)
-            for name, (meaning, _) in meanings.items()
-        }
+        self._families = _Families(pb_utils.MetricFamily.HISTOGRAM)
         self._metrics = {
-            name: self._families[name].Metric(labels=dict(labels), buckets=list(buckets))
-            for name, (_, buckets) in meanings.items()
+            name: self._families.get(name, meaning).Metric(labels=dict(labels), buckets=list(buckets))
+            for name, (meaning, buckets) in meanings.items()
         }
 
     def publish(self, observations: Sequence[Observation]) -> None:
-        """Adds observations."""
+        """Adds observations; other names are left out."""
         for name, value in observations:
             if name in self._metrics:
                 self._metrics[name].observe(value)
 
 
-def _family(name: str, meaning: str, kind: Any) -> Any:
-    return pb_utils.MetricFamily(name=f"slipway_{name}", description=meaning, kind=kind)
+class _Families:
+    """Metric families of one kind; they live as long as this object."""
+
+    def __init__(self, kind: Any) -> None:
+        self._kind = kind
+        self._families: dict[str, Any] = {}
+
+    def get(self, name: str, meaning: str) -> Any:
+        if name not in self._families:
+            self._families[name] = pb_utils.MetricFamily(
+                name=f"slipway_{name}", description=meaning, kind=self._kind
+            )
+        return self._families[name]
