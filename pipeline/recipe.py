@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from model_repo.runtime.errors import BadInput
-from model_repo.runtime.manifest import sha256_of_json
 
 MAX_LENGTH_CAP = 4096
 """Tokens: without `export.max_length`, the most that is taken of a model's own limit; caches grow with it."""
@@ -54,6 +53,8 @@ class Section:
     @property
     def sha256(self) -> str:
         """Hash of this section's values, in hex."""
+        from model_repo.runtime.manifest import sha256_of_json  # imports numpy, which --help must not
+
         return sha256_of_json(self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
@@ -286,13 +287,13 @@ class Recipe(Section):
         return cls(SourceRecipe(model))
 
     @classmethod
-    def load(cls, path: Path) -> Recipe:
+    def load(cls, path: Path | str) -> Recipe:
         """Reads YAML. Raises BadInput for a missing or unreadable file and for what `from_dict` refuses."""
-        return cls.from_dict(read_yaml(path))
+        return cls.from_dict(read_yaml(Path(path)))
 
-    def dump(self, path: Path) -> None:
+    def dump(self, path: Path | str) -> None:
         """Writes YAML that `load` reads back as an equal recipe."""
-        path.write_text(self.to_yaml(), encoding="utf-8")
+        Path(path).write_text(self.to_yaml(), encoding="utf-8")
 
     def to_yaml(self) -> str:
         """The recipe as YAML text, sections in order."""

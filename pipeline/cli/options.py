@@ -25,7 +25,6 @@ from pipeline.recipe import (
     field_types,
     read_yaml,
 )
-from pipeline.workspace import RECIPE
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -85,6 +84,8 @@ def model_recipe(model: str | None, recipe_file: Path | None, given: Mapping[str
 
 def folder_recipe(folder: Path, recipe_file: Path | None, given: Mapping[str, Any]) -> Recipe:
     """The recipe that `folder` was built with, or the file's, with options on top. Raises BadInput."""
+    from pipeline.workspace import RECIPE  # imports numpy, which --help must not
+
     path = recipe_file or folder / RECIPE
     if recipe_file is None and not path.is_file():
         raise BadInput(
