@@ -98,7 +98,7 @@ class PagedAttention(OpRun):
     def _run(self, *arrays: Any, **_: Any) -> tuple[np.ndarray, ...]:
         names = (parameter.name for parameter in PAGED_ATTENTION.inputs)
         given = {
-            name: torch.from_numpy(np.ascontiguousarray(array))
+            name: torch.from_numpy(np.array(array))
             for name, array in zip(names, arrays, strict=False)
             if array is not None
         }
