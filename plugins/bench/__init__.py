@@ -1,0 +1,1 @@
+"""Benchmarks of single operators, each against a named baseline on the same data."""
