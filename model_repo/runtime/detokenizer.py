@@ -6,8 +6,15 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 REPLACEMENT = "\ufffd"
-MAX_HELD_TOKENS = 8
-"""No character has more bytes than 4: what is still incomplete after this many tokens never becomes whole."""
+"""What decoders give for bytes that are no character, or not yet."""
+
+MAX_PENDING = 3
+"""A character of UTF-8 has up to four bytes: at most so many replacements may yet become one character."""
+
+WINDOW = 12
+KEPT = 4
+"""Most tokens decoded at a time, and how many stay when the window moves on: enough for the bytes of a
+character, and for decoders that join a token to the one before it."""
 
 
 class Decoder(Protocol):
@@ -27,55 +34,62 @@ class Piece(NamedTuple):
 class Detokenizer:
     """One request's text. Feed each token once with `push`; `flush` gives what was held back at the end.
 
+    Only the last tokens are decoded at a time. Replacements at the end of the text wait until later tokens show
+    what they are: all text before them is certain, however tokens and characters overlap.
     `context` are the last tokens of the prompt: some tokenizers write a token's leading space only after others.
     """
 
     def __init__(self, decoder: Decoder, stop: Sequence[str] = (), context: Sequence[int] = ()) -> None:
         self._decoder = decoder
         self._stop = tuple(stop)
-        if context and decoder.decode(context).endswith(REPLACEMENT):
-            context = ()  # the prompt ends within a character, whose rest would be taken for its beginning
-        self._tokens = list(context)  # from a little before the first token whose text is not out yet
-        self._shown = len(
-            context
-        )  # tokens of _tokens whose text is out; they stay as context for the next ones
+        before = decoder.decode(context) if context else ""
+        if before.endswith(REPLACEMENT):
+            # The prompt ends within a character, whose rest would be taken for the beginning of the answer.
+            context, before = (), ""
+        self._window = list(context)
+        self._given = len(before)  # characters of the window's text that are out
         self._held = ""  # text that could be the beginning of a stop string
 
     def push(self, token_id: int) -> Piece:
         """Takes a token; gives the text that is certain now."""
-        self._tokens.append(token_id)
-        return self._release(self._new_text(final=False), final=False)
+        self._window.append(token_id)
+        text = self._decoder.decode(self._window)
+        certain = max(len(text) - _num_uncertain(text), self._given)
+        new = text[self._given : certain]
+        self._given = certain
+        if len(self._window) > WINDOW:
+            num_waiting = max(len(text) - self._given, 0)
+            del self._window[:-KEPT]
+            self._given = max(len(self._decoder.decode(self._window)) - num_waiting, 0)
+        return self._release(new)
 
     def flush(self) -> Piece:
-        """The text held back, at the end of a request that no stop string ended."""
-        return self._release(self._new_text(final=True), final=True)
+        """The text held back, at the end of a request that no stop string ended.
 
-    def _new_text(self, final: bool) -> str:
-        """Text of the tokens not shown yet, as far as its characters are whole.
-
-        Decoders look at neighbours (a leading space, byte pairs), so text is the difference of two decodings that
-        share their context.
+        Of a character whose last bytes never came there is nothing to give.
         """
-        pending = len(self._tokens) - self._shown
-        if not pending:
-            return ""
-        text = self._decoder.decode(self._tokens)
-        before = self._decoder.decode(self._tokens[: self._shown]) if self._shown else ""
-        if text.endswith(REPLACEMENT) and pending < MAX_HELD_TOKENS and not final:
-            return ""
-        self._tokens = self._tokens[self._shown :]
-        self._shown = len(self._tokens)
-        return text[len(before) :]
+        held, self._held = self._held, ""
+        return Piece(held, False)
 
-    def _release(self, new: str, final: bool) -> Piece:
+    def _release(self, new: str) -> Piece:
+        if not self._stop:
+            return Piece(new, False)
         text = self._held + new
-        ends = [place for stop in self._stop if (place := text.find(stop)) >= 0]
-        if ends:
+        # The stop string that is complete first wins, so that how text is cut into tokens changes nothing.
+        found = [(start + len(stop), start) for stop in self._stop if (start := text.find(stop)) >= 0]
+        if found:
             self._held = ""
-            return Piece(text[: min(ends)], True)
-        keep = 0 if final else max((_overlap(text, stop) for stop in self._stop), default=0)
-        self._held = text[len(text) - keep :]
-        return Piece(text[: len(text) - keep], False)
+            return Piece(text[: min(found)[1]], True)
+        certain = len(text) - max(_overlap(text, stop) for stop in self._stop)
+        self._held = text[certain:]
+        return Piece(text[:certain], False)
+
+
+def _num_uncertain(text: str) -> int:
+    """Replacements at the end of `text`, at most MAX_PENDING."""
+    if not text.endswith(REPLACEMENT):
+        return 0
+    return min(len(text) - len(text.rstrip(REPLACEMENT)), MAX_PENDING)
 
 
 def _overlap(text: str, stop: str) -> int:
