@@ -43,11 +43,6 @@ class LayerSpec:
         return KVSpec(0, self.kv_heads, self.key_dim, self.value_dim, self.window, dtype)
 
 
-def use_paged_attention(model: PreTrainedModel) -> None:
-    """Sends the model's attention through `pipeline.export.attention`. Raises UnsupportedModel."""
-    _set_attention(model, PAGED)
-
-
 def probe(model: PreTrainedModel) -> tuple[LayerSpec, ...]:
     """The layers' needs, in layer order; the model is left under paged attention.
 

@@ -43,7 +43,7 @@ def tidy(model: ir.Model, module: nn.Module) -> None:
     """In place. `module` holds the graph's weights; the exported wrapper called it WRAPPED."""
     graph = model.graph
     _name_weights(graph, module)
-    weights = frozenset(graph.initializers)
+    weights = {name for name, value in graph.initializers.items() if ORIGIN in value.metadata_props}
     for node in graph.all_nodes():
         scope = _module(node)
         node.metadata_props.clear()
@@ -79,16 +79,20 @@ def _name_weights(graph: ir.Graph, module: nn.Module) -> None:
     names: dict[tuple[int, torch.Size], str] = {}
     for parameter, tensor in itertools.chain(module.named_parameters(), module.named_buffers()):
         names.setdefault((tensor.data_ptr(), tensor.shape), parameter)
-    for value in list(graph.initializers.values()):
+    first: dict[str, ir.Value] = {}
+    for index, value in enumerate(list(graph.initializers.values())):
         raw = getattr(value.const_value, "raw", None)
         name = names.get((raw.data_ptr(), raw.shape)) if isinstance(raw, torch.Tensor) else None
         if name is None:
             continue
-        known = graph.initializers.get(name)
-        if known is not None and known is not value:
-            value.replace_all_uses_with(known)
+        if name in first:
+            value.replace_all_uses_with(first[name])
             del graph.initializers[value.name or ""]
             continue
+        # Out of the way first: the wrapper's name of one parameter can be the model's name of another.
+        value.name = f"{index}:{name}"
+        first[name] = value
+    for name, value in first.items():
         value.name = name
         origin: list[Origin] = [{"parameter": name, "rows": None, "transposed": False}]
         value.metadata_props.clear()
