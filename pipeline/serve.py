@@ -175,6 +175,18 @@ def _reasons(log: Path) -> str:
     return f"; {log} says:\n" + "\n".join(reasons[-LOG_TAIL_LINES:]) if reasons else tail(log)
 
 
+def free_or(preferred: tuple[int, int, int]) -> tuple[int, int, int]:
+    """`preferred`, unless one of them is taken: then three free ports."""
+    try:
+        with socket.socket() as first, socket.socket() as second, socket.socket() as third:
+            for each, port in zip((first, second, third), preferred, strict=True):
+                each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                each.bind((HOST, port))
+    except OSError:
+        return _free_ports()
+    return preferred
+
+
 def _free_ports() -> tuple[int, int, int]:
     """Three ports of this machine that nothing listens on now."""
     with socket.socket() as first, socket.socket() as second, socket.socket() as third:
@@ -184,7 +196,7 @@ def _free_ports() -> tuple[int, int, int]:
     return numbers[0], numbers[1], numbers[2]
 
 
-def terminated_like_interrupt() -> None:
+def interrupt_on_sigterm() -> None:
     """From now on SIGTERM ends this process as Ctrl-C does: through the `finally` blocks that stop servers."""
 
     def interrupt(number: int, frame: object) -> None:
