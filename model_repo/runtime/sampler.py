@@ -1,32 +1,31 @@
 """From logits to tokens, outside the graph. Each row is sampled by itself, from a random number of its own.
 
-The number for a request's n-th output token is Philox(key = seed, counter = n) (Salmon et al., "Parallel random
-numbers: as easy as 1, 2, 3", SC 2011), so preemption, speculation and company never change a seeded result.
-Nothing sorts the vocabulary: a step samples 16 rows of 50,000 logits in a few milliseconds.
+The number for a request's n-th output token is Philox(key = seed, counter = n), so preemption, speculation and
+company never change a seeded result. It is looked up in the cumulative distribution of the tokens that may be
+chosen, in order of token id.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from .output import TokenLogprob
+from .philox import uniform
 from .request import SamplingParams
 
 FloatRow = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 
-CHUNK = 64
-"""Logits looked at together in search of the largest."""
+BINS_PER_NAT = 32
+BINS = 2048
+"""Tokens are sorted into bins by how far their logit is below the largest, for top_p; the last holds the rest."""
 
-FEW = 256
-"""How many of the likeliest tokens are tried for top_p before all are looked at."""
-
-BINS = 1024
-BIN_RANGE = np.float32(32.0)
-"""Natural-log units below the peak that the bins of top_p cover; the last bin takes what lies below."""
+GROUP = 64
+"""Tokens whose maximum is taken together when the likeliest are looked for."""
 
 
 class Row(NamedTuple):
@@ -47,45 +46,31 @@ class Sampled(NamedTuple):
 
 def sample(logits: npt.NDArray[np.float32], rows: list[Row]) -> list[Sampled]:
     """Chooses a token for each row of `logits` [rows, vocab] float32, which is left as it is."""
-    likeliest = logits.argmax(axis=1).tolist()
+    plain = [row.params.greedy and row.seen is None for row in rows]
+    likeliest = logits.argmax(axis=1) if any(plain) else None
     sampled: list[Sampled] = []
     for index, row in enumerate(rows):
-        token: int = likeliest[index]
-        if not (row.params.greedy and row.seen is None):
+        if plain[index] and likeliest is not None:
+            token = int(likeliest[index])
+        else:
             token = _choose(logits[index], row)
         wanted = row.params.logprobs
         sampled.append(Sampled(token, None if wanted is None else _logprobs(logits[index], token, wanted)))
     return sampled
 
 
-def uniform(seed: int, position: int) -> float:
-    """The random number in [0, 1) that decides output token `position` of a request with `seed`: 53 bits."""
-    return float(int(np.random.Philox(key=seed, counter=position).random_raw()) >> 11) * 2.0**-53
-
-
 def _choose(logits: FloatRow, row: Row) -> int:
-    """Penalty, temperature, top-k, top-p on what is left, min-p on what is left, then the draw."""
     params = row.params
     if row.seen is not None:
         logits = _penalize(logits, row.seen, params.repetition_penalty)
     if params.greedy:
         return int(logits.argmax())
-    ids: Ids | None = None
-    if 0 < params.top_k < len(logits):
-        ids = _likeliest(logits, params.top_k)
-        weights = np.exp(_scores(logits[ids], params.temperature))
-        if params.top_p < 1.0:
-            count = _num_within(weights, params.top_p * float(weights.sum(dtype=np.float64)))
-            ids, weights = ids[:count], weights[:count]
-    else:
-        scores = _scores(logits, params.temperature)
-        weights = np.exp(scores)
-        if params.top_p < 1.0:
-            weights = _nucleus(scores, weights, params.top_p)
-    if params.min_p > 0.0:
-        weights = np.where(weights >= params.min_p, weights, np.float32(0.0))
-    drawn = _draw(weights, uniform(row.seed, row.position))
-    return drawn if ids is None else int(ids[drawn])
+    scaled = (logits - logits.max()) / np.float32(params.temperature)
+    number = uniform(row.seed, row.position)
+    ids = _allowed(scaled, params)
+    if ids is None:
+        return _look_up(np.exp(scaled), number)
+    return int(ids[_look_up(np.exp(scaled[ids]), number)])
 
 
 def _penalize(logits: FloatRow, seen: npt.NDArray[np.int64], penalty: float) -> FloatRow:
@@ -96,86 +81,72 @@ def _penalize(logits: FloatRow, seen: npt.NDArray[np.int64], penalty: float) -> 
     return logits
 
 
-def _scores(logits: FloatRow, temperature: float) -> FloatRow:
-    """(logit - peak) / temperature; their exp are probabilities but for a common factor, 1 for the peak."""
-    scale = np.float32(1.0 / max(temperature, 1e-30))  # a temperature that rounds to 0 would give 0 / 0
-    with np.errstate(over="ignore"):  # far below the peak: -inf, of weight 0
-        scores: FloatRow = (logits - logits.max()) * scale
-    return scores
+def _look_up(weights: FloatRow, number: float) -> int:
+    """The place whose share of the summed `weights` (not all 0) holds `number` in [0, 1)."""
+    cumulative = np.cumsum(weights, dtype=np.float64)
+    place = int(np.searchsorted(cumulative, number * cumulative[-1], side="right"))
+    return min(place, len(weights) - 1)
 
 
-def _likeliest(logits: FloatRow, count: int) -> Ids:
-    """Ids of the `count` largest, largest first; among equals the smaller id comes first and is kept.
+def _allowed(scaled: FloatRow, params: SamplingParams) -> Ids | None:
+    """Ids, ascending, of the tokens that may be chosen; None for all.
 
-    The count-th largest of the chunks' maxima bounds the count-th largest of all from below, so only what
-    reaches it is sorted.
+    `scaled` are logits over temperature, the largest 0. top_k first, then min_p, and top_p of what they leave; the
+    likeliest token always stays. Among equals the smaller id is kept.
     """
-    whole = len(logits) // CHUNK * CHUNK
-    if count * 2 <= whole // CHUNK:
-        maxima = logits[:whole].reshape(-1, CHUNK).max(axis=1)
-        ids = np.flatnonzero(logits >= np.partition(maxima, len(maxima) - count)[len(maxima) - count])
-    elif count < len(logits):
-        ids = np.flatnonzero(logits >= np.partition(logits, len(logits) - count)[len(logits) - count])
-    else:
-        ids = np.arange(len(logits))
-    return ids[np.argsort(-logits[ids], kind="stable")[:count]]
+    ids: Ids | None = None
+    if 0 < params.top_k < len(scaled):
+        ids = _likeliest(scaled, params.top_k)
+    if params.min_p > 0.0:
+        low = np.float32(math.log(params.min_p))
+        ids = np.flatnonzero(scaled >= low) if ids is None else ids[scaled[ids] >= low]
+    if params.top_p < 1.0:
+        ids = _nucleus(scaled, params.top_p) if ids is None else ids[_nucleus(scaled[ids], params.top_p)]
+    return None if ids is None else np.sort(ids)
 
 
-def _num_within(weights: FloatRow, mass: float) -> int:
-    """How many of `weights` (largest first) it takes to reach `mass`."""
-    reached = int(np.cumsum(weights, dtype=np.float64).searchsorted(mass))
-    return min(reached + 1, len(weights))
+def _nucleus(scaled: FloatRow, top_p: float) -> Ids:
+    """Places of the likeliest tokens, as many as it takes to reach `top_p` of the whole mass (Holtzman et al.,
+    "The curious case of neural text degeneration", 2019)."""
+    weights = np.exp(scaled)
+    needed = top_p * weights.sum(dtype=np.float64)
+    # Only the tokens of one bin have to be put in order: those above it all stay, those below all go.
+    bins = np.minimum(scaled * np.float32(-BINS_PER_NAT), np.float32(BINS - 1)).astype(np.int64)
+    masses = np.bincount(bins, weights)
+    edge = min(int(np.searchsorted(np.cumsum(masses), needed)), len(masses) - 1)
+    members = np.flatnonzero(bins == edge)
+    members = members[np.argsort(-scaled[members], kind="stable")]
+    kept = _count_reaching(weights[members], needed - masses[:edge].sum())
+    return np.concatenate([np.flatnonzero(bins < edge), members[:kept]])
 
 
-def _nucleus(scores: FloatRow, weights: FloatRow, top_p: float) -> FloatRow:
-    """`weights`, but 0 outside the fewest tokens that reach `top_p` of all (Holtzman et al., 2020); ties by id.
+def _count_reaching(weights: FloatRow, needed: float) -> int:
+    """How many of the weights, in their order, it takes until their sum is `needed`; at least one, at most all."""
+    before = np.cumsum(weights, dtype=np.float64) - weights
+    return max(int(np.count_nonzero(before < needed)), 1)
 
-    Most distributions need only the few likeliest. Where those do not reach, weights are summed by bins of
-    their score, and only the bin in which the mass is reached is sorted.
+
+def _likeliest(scaled: FloatRow, count: int) -> Ids:
+    """Places of the `count` largest (all, if there are fewer), largest first; among equals the smaller first.
+
+    Maxima of groups bound them: when `count` groups reach a value, so do at least `count` tokens.
     """
-    mass = top_p * float(weights.sum(dtype=np.float64))
-    kept = np.zeros(len(weights), np.bool_)
-    if len(weights) > FEW:
-        few = _likeliest(scores, FEW)
-        sums = np.cumsum(weights[few], dtype=np.float64)
-        if sums[-1] >= mass:
-            kept[few[: int(sums.searchsorted(mass)) + 1]] = True
-            return np.where(kept, weights, np.float32(0.0))
-    bins = np.minimum(scores * (-BINS / BIN_RANGE), BINS - 1).astype(np.int64)
-    sums = np.cumsum(np.bincount(bins, weights=weights, minlength=BINS))
-    last = min(int(sums.searchsorted(mass)), BINS - 1)
-    within = np.flatnonzero(bins == last)
-    within = within[np.argsort(-scores[within], kind="stable")]
-    missing = mass - (float(sums[last - 1]) if last else 0.0)
-    kept[:] = bins < last
-    kept[within[: _num_within(weights[within], missing)]] = True
-    return np.where(kept, weights, np.float32(0.0))
-
-
-def _draw(weights: FloatRow, number: float) -> int:
-    """Index drawn in proportion to `weights`, by inversion of their sums: first of whole chunks, then in one."""
-    starts = np.arange(0, len(weights), CHUNK)
-    sums = np.cumsum(np.add.reduceat(weights, starts, dtype=np.float64))
-    wanted = number * float(sums[-1])
-    chunk = _first_above(sums, wanted)
-    start = chunk * CHUNK
-    inside = np.cumsum(weights[start : start + CHUNK], dtype=np.float64)
-    return start + _first_above(inside, wanted - (float(sums[chunk - 1]) if chunk else 0.0))
-
-
-def _first_above(sums: npt.NDArray[np.float64], value: float) -> int:
-    """Index of the first of the ascending `sums` above `value`; rounding may leave none: then the last that adds."""
-    index = int(sums.searchsorted(value, side="right"))
-    return index if index < len(sums) else int(sums.searchsorted(sums[-1]))
+    whole = len(scaled) // GROUP
+    if count >= whole:
+        return np.argsort(-scaled, kind="stable")[:count]
+    maxima = scaled[: whole * GROUP].reshape(GROUP, whole).max(axis=0)
+    bound = np.partition(maxima, whole - count)[whole - count]
+    places = np.flatnonzero(scaled >= bound)
+    return places[np.argsort(-scaled[places], kind="stable")][:count]
 
 
 def _logprobs(logits: FloatRow, token: int, count: int) -> TokenLogprob:
     """Log-probabilities of the model itself: before penalty and temperature."""
     peak = logits.max()
-    normalizer = float(peak) + float(np.log(np.exp(logits - peak).sum(dtype=np.float64)))
-    top = _likeliest(logits, count).tolist() if count else []
+    normalizer = float(peak) + math.log(np.exp(logits - peak).sum(dtype=np.float64))
+    top = _likeliest(logits, count) if count else np.zeros(0, np.int64)
     return TokenLogprob(
         token,
         float(logits[token]) - normalizer,
-        tuple((index, float(logits[index]) - normalizer) for index in top),
+        tuple((int(index), float(logits[index]) - normalizer) for index in top),
     )
