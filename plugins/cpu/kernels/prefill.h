@@ -76,90 +76,151 @@ inline void value_block(const float* weights, const float* values, int values_st
   }
 }
 
+// values [kPrefillTile][value_stride] <- rows of the cache, as float, padded with zeros.
+template <class S, class T>
+inline void widen_values(const T* cache, int64_t stride, const int64_t* slots, int count, int value_dim,
+                         int value_stride, float* values) {
+  for (int j = 0; j < count; ++j) {
+    for (int d = 0; d < value_dim; d += S::kWidth) {
+      S::store(values + j * value_stride + d, load_part<S>(cache + slots[j] * stride + d, value_dim - d));
+    }
+  }
+}
+
+// An item's sizes and the scratch it works in. Row r is query head r % group of token r / group.
+struct Chunk {
+  int group, rows, padded_rows, head_dim, value_dim, query_stride, value_stride;
+  int first_head;      // query head of row 0
+  int first_position;  // of the item's first token
+  int window;
+  float* keys;    // [head_dim][kPrefillTile]
+  float* values;  // [kPrefillTile][value_stride]
+  float* query;   // [padded_rows][query_stride]
+  float* scores;  // [padded_rows][kPrefillTile]
+  float* output;  // [padded_rows][value_stride]
+  float* sums;    // [padded_rows][W]
+  float* maxima;  // [padded_rows]
+
+  int position(int row) const { return first_position + row / group; }
+  // Keys of the tile that a row sees: [begin, end).
+  int begin(int row, int tile) const {
+    const int first = window > 0 ? position(row) + 1 - window - tile : 0;
+    return first > 0 ? first : 0;
+  }
+  int end(int row, int tile) const {
+    const int last = position(row) + 1 - tile;
+    return last < kPrefillTile ? last : kPrefillTile;
+  }
+};
+
+// One block of rows against one tile of keys.
+template <class S>
+inline void attend_block(const PagedAttention& call, const Chunk& chunk, int block, int tile) {
+  constexpr int W = S::kWidth, kRowBlock = S::kScoreRows, kKeys = W * S::kScoreVectors;
+  const int block_end = block + kRowBlock < chunk.rows ? block + kRowBlock : chunk.rows;
+  // What the block's first row sees begins first, what its last row sees ends last.
+  const int begin = chunk.begin(block, tile), end = chunk.end(block_end - 1, tile);
+  if (begin >= end) return;
+  for (int key = begin / kKeys * kKeys; key < end; key += kKeys) {
+    score_block<S>(chunk.query + int64_t(block) * chunk.query_stride, chunk.query_stride, chunk.keys + key,
+                   chunk.head_dim, chunk.scores + block * kPrefillTile + key);
+  }
+  for (int r = block; r < block_end; ++r) {
+    const float factor = absorb_scores<S, kPrefillTile>(score_rule(call, chunk.first_head + r % chunk.group),
+                                                        chunk.scores + r * kPrefillTile, chunk.begin(r, tile),
+                                                        chunk.end(r, tile), tile - chunk.position(r),
+                                                        chunk.maxima + r, chunk.sums + r * W);
+    if (factor != 1.0f) {
+      scale_row<S>(chunk.output + int64_t(r) * chunk.value_stride, chunk.value_stride, factor);
+    }
+  }
+  for (int r = block; r < block_end; r += S::kValueRows) {
+    const float* weights = chunk.scores + r * kPrefillTile + begin;
+    const float* values = chunk.values + begin * chunk.value_stride;
+    float* output = chunk.output + int64_t(r) * chunk.value_stride;
+    int d = 0;
+    for (; d + W * S::kValueVectors <= chunk.value_stride; d += W * S::kValueVectors) {
+      value_block<S, S::kValueVectors>(weights, values + d, chunk.value_stride, end - begin, output + d,
+                                       chunk.value_stride);
+    }
+    for (; d < chunk.value_stride; d += W) {
+      value_block<S, 1>(weights, values + d, chunk.value_stride, end - begin, output + d, chunk.value_stride);
+    }
+  }
+}
+
+// Sizes and scratch of an item; false when there is no memory.
+template <class S>
+inline bool start_chunk(const PagedAttention& call, const WorkItem& item, Chunk* chunk) {
+  constexpr int W = S::kWidth, kRowBlock = S::kScoreRows;
+  chunk->group = call.group();
+  chunk->rows = item.rows * chunk->group;
+  chunk->padded_rows = (chunk->rows + kRowBlock - 1) / kRowBlock * kRowBlock;
+  chunk->head_dim = call.head_dim;
+  chunk->value_dim = call.value_dim;
+  chunk->query_stride = call.padded_head_dim();
+  chunk->value_stride = (call.value_dim + W - 1) / W * W;
+  chunk->first_head = item.first_kv_head * chunk->group;
+  chunk->first_position =
+      call.past_lengths[item.sequence] + item.first_token - call.cumulative_lengths[item.sequence];
+  chunk->window = call.window;
+
+  const int64_t rows = chunk->padded_rows;
+  float* scratch = thread_scratch(rows * (chunk->query_stride + kPrefillTile + chunk->value_stride + W + 1) +
+                                  int64_t(kPrefillTile) * (chunk->head_dim + chunk->value_stride));
+  if (!scratch) return false;
+  chunk->keys = scratch;
+  chunk->values = chunk->keys + chunk->head_dim * kPrefillTile;
+  chunk->query = chunk->values + kPrefillTile * chunk->value_stride;
+  chunk->scores = chunk->query + rows * chunk->query_stride;
+  chunk->output = chunk->scores + rows * kPrefillTile;
+  chunk->sums = chunk->output + rows * chunk->value_stride;
+  chunk->maxima = chunk->sums + rows * W;
+
+  for (int r = 0; r < chunk->padded_rows; ++r) {
+    const int head = chunk->first_head + r % chunk->group;
+    const int64_t token = item.first_token + r / chunk->group;
+    const float* from = call.turned_query + (token * call.num_heads + head) * chunk->query_stride;
+    float* to = chunk->query + int64_t(r) * chunk->query_stride;
+    for (int d = 0; d < chunk->query_stride; ++d) to[d] = r < chunk->rows ? from[d] : 0.0f;
+    if (r < chunk->rows) start_row<S>(call, head, chunk->maxima + r, chunk->sums + r * W);
+  }
+  for (int64_t i = 0; i < rows * chunk->value_stride; ++i) chunk->output[i] = 0;
+  // Rows of padding in a block get weights too; they are multiplied, and thrown away.
+  for (int64_t i = 0; i < rows * kPrefillTile; ++i) chunk->scores[i] = 0;
+  return true;
+}
+
 template <class S, class T>
 bool attend_chunk(const PagedAttention& call, const WorkItem& item) {
   constexpr int W = S::kWidth, kRowBlock = S::kScoreRows;
   static_assert(kRowBlock % S::kValueRows == 0 && kPrefillTile % (W * S::kScoreVectors) == 0,
                 "blocks must fit");
-  const int group = call.group(), first_head = item.first_kv_head * group;
-  const int head_dim = call.head_dim, value_dim = call.value_dim, query_stride = call.padded_head_dim();
-  const int value_stride = (value_dim + W - 1) / W * W;
-  const int rows = item.rows * group, padded_rows = (rows + kRowBlock - 1) / kRowBlock * kRowBlock;
-  // Positions of the item's first and last token; the last sees keys up to its own.
-  const int first_position =
-      call.past_lengths[item.sequence] + item.first_token - call.cumulative_lengths[item.sequence];
-  const int length = first_position + item.rows;
-  const int low = call.window > 0 && first_position + 1 > call.window ? first_position + 1 - call.window : 0;
-  const int64_t key_cache_stride = int64_t(call.kv_heads) * head_dim;
-  const int64_t value_cache_stride = int64_t(call.kv_heads) * value_dim;
-  const T* key_cache = static_cast<const T*>(call.key_cache) + int64_t(item.first_kv_head) * head_dim;
-  const T* value_cache = static_cast<const T*>(call.value_cache) + int64_t(item.first_kv_head) * value_dim;
-
-  float* scratch =
-      thread_scratch(int64_t(padded_rows) * (query_stride + kPrefillTile + value_stride + W + 1) +
-                     int64_t(kPrefillTile) * (head_dim + value_stride));
-  if (!scratch) return false;
-  float* keys = scratch;                                        // [head_dim][kPrefillTile]
-  float* values = keys + head_dim * kPrefillTile;               // [kPrefillTile][value_stride]
-  float* query = values + kPrefillTile * value_stride;          // [padded_rows][query_stride]
-  float* scores = query + int64_t(padded_rows) * query_stride;  // [padded_rows][kPrefillTile]
-  float* output = scores + padded_rows * kPrefillTile;          // [padded_rows][value_stride]
-  float* sums = output + int64_t(padded_rows) * value_stride;   // [padded_rows][W]
-  float* maxima = sums + padded_rows * W;                       // [padded_rows]
-
-  for (int r = 0; r < padded_rows; ++r) {
-    const int64_t token = item.first_token + r / group;
-    const float* from = call.turned_query + (token * call.num_heads + first_head + r % group) * query_stride;
-    for (int d = 0; d < query_stride; ++d) query[r * query_stride + d] = r < rows ? from[d] : 0.0f;
-    if (r < rows) start_row<S>(call, first_head + r % group, maxima + r, sums + r * W);
-  }
-  for (int64_t i = 0; i < int64_t(padded_rows) * value_stride; ++i) output[i] = 0;
+  Chunk chunk;
+  if (!start_chunk<S>(call, item, &chunk)) return false;
+  const int length = chunk.first_position + item.rows;  // the last token sees keys up to its own
+  const int first_seen = chunk.first_position + 1 - call.window;
+  const int low = call.window > 0 && first_seen > 0 ? first_seen : 0;
+  const int64_t key_stride = int64_t(call.kv_heads) * call.head_dim;
+  const int64_t value_stride = int64_t(call.kv_heads) * call.value_dim;
+  const T* key_cache = static_cast<const T*>(call.key_cache) + int64_t(item.first_kv_head) * call.head_dim;
+  const T* value_cache =
+      static_cast<const T*>(call.value_cache) + int64_t(item.first_kv_head) * call.value_dim;
 
   int64_t slots[kPrefillTile];
   for (int tile = low / kPrefillTile * kPrefillTile; tile < length; tile += kPrefillTile) {
     const int count = length - tile < kPrefillTile ? length - tile : kPrefillTile;
     find_slots(call, item.sequence, tile, kPrefillTile, low, length, slots);
-    transpose_keys<S>(key_cache, key_cache_stride, slots, count, head_dim, keys);
-    for (int j = 0; j < count; ++j) {
-      for (int d = 0; d < value_dim; d += W) {
-        S::store(values + j * value_stride + d,
-                 load_part<S>(value_cache + slots[j] * value_cache_stride + d, value_dim - d));
-      }
-    }
-    // Blocks of rows that lie wholly before this tile see none of it.
-    const int blind_rows = tile > first_position ? (tile - first_position) * group : 0;
-    for (int block = blind_rows / kRowBlock * kRowBlock; block < rows; block += kRowBlock) {
-      float* block_scores = scores + block * kPrefillTile;
-      for (int key = 0; key < count; key += W * S::kScoreVectors) {
-        score_block<S>(query + int64_t(block) * query_stride, query_stride, keys + key, head_dim,
-                       block_scores + key);
-      }
-      for (int r = block; r < block + kRowBlock && r < rows; ++r) {
-        const int position = first_position + r / group;
-        const int begin = call.window > 0 ? position + 1 - call.window - tile : 0;
-        const int end = position + 1 - tile;
-        const float factor = absorb_scores<S, kPrefillTile>(
-            score_rule(call, first_head + r % group), scores + r * kPrefillTile, begin > 0 ? begin : 0,
-            end < kPrefillTile ? end : kPrefillTile, tile - position, maxima + r, sums + r * W);
-        if (factor != 1.0f) scale_row<S>(output + int64_t(r) * value_stride, value_stride, factor);
-      }
-      for (int r = block; r < block + kRowBlock; r += S::kValueRows) {
-        const float* weights = scores + r * kPrefillTile;
-        float* sum = output + int64_t(r) * value_stride;
-        int d = 0;
-        for (; d + W * S::kValueVectors <= value_stride; d += W * S::kValueVectors) {
-          value_block<S, S::kValueVectors>(weights, values + d, value_stride, count, sum + d, value_stride);
-        }
-        for (; d < value_stride; d += W) {
-          value_block<S, 1>(weights, values + d, value_stride, count, sum + d, value_stride);
-        }
-      }
-    }
+    transpose_keys<S>(key_cache, key_stride, slots, count, call.head_dim, chunk.keys);
+    widen_values<S>(value_cache, value_stride, slots, count, call.value_dim, chunk.value_stride,
+                    chunk.values);
+    for (int block = 0; block < chunk.rows; block += kRowBlock) attend_block<S>(call, chunk, block, tile);
   }
-  for (int r = 0; r < rows; ++r) {
-    const int64_t token = item.first_token + r / group;
-    finish_row<S>(output + int64_t(r) * value_stride, sums + r * W, value_dim,
-                  call.output + (token * call.num_heads + first_head + r % group) * value_dim);
+  for (int r = 0; r < chunk.rows; ++r) {
+    const int64_t token = item.first_token + r / chunk.group;
+    const int head = chunk.first_head + r % chunk.group;
+    finish_row<S>(chunk.output + int64_t(r) * chunk.value_stride, chunk.sums + r * W, call.value_dim,
+                  call.output + (token * call.num_heads + head) * call.value_dim);
   }
   return true;
 }
