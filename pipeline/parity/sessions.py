@@ -64,7 +64,4 @@ def _session(graph: Path, level: ort.GraphOptimizationLevel) -> ort.InferenceSes
     # A comparison runs once: weights rearranged for speed would cost their size again.
     options.add_session_config_entry("session.disable_prepacking", "1")
     registered(options)
-    # Weights that the exporter left transposed are turned as they are used, not all at once.
-    return ort.InferenceSession(
-        graph, options, providers=["CPUExecutionProvider"], disabled_optimizers=["ConstantFolding"]
-    )
+    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

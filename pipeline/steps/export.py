@@ -6,6 +6,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
+from pipeline.child import in_child
 from pipeline.options import changed_options
 from pipeline.recipe import Recipe
 from pipeline.stages import Product, Stage
@@ -17,11 +20,15 @@ CODE = (
     "pipeline/export",
     "pipeline/sources",
     "pipeline/steps/export.py",
+    "pipeline/steps/export_module.py",
     "plugins/ops.py",
     "plugins/reference",
     "model_repo/runtime/contract.py",
     *PARITY_CODE,
 )
+EXPECTED = "export.expected.npz"
+"""What the torch module gives, on its way from the child process."""
+
 PACKAGES = ("torch", "transformers", "safetensors", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
 
 
@@ -55,38 +62,30 @@ def _deciding(recipe: Recipe) -> dict[str, object]:
 
 
 def _run(context: BuildContext) -> Product:
-    from pipeline.export import export
-    from pipeline.graph import save_graph
     from pipeline.parity.compare import compare
-    from pipeline.parity.reference import run_module
 
     from .comparing import run_graph
 
-    source, workspace, recipe = context.source, context.workspace, context.recipe
-    max_length = recipe.export.resolved_max_length(source.max_length)
-    inputs = parity_inputs(source.tokenizer_file, source.vocab_size, max_length)
-    expected = run_module(source, inputs)
-    exported = export(source, recipe.export)
-    last = exported.model.graph.outputs[0].shape
-    hidden = last[-1] if last is not None and source.kind == "encoder" else None
-    facts = ModelFacts(
-        name=source.name,
-        kind=source.kind,
-        vocab_size=source.vocab_size,
-        max_length=exported.max_length,
-        end_token_ids=source.end_token_ids,
-        features=exported.features,
-        kv=exported.kv,
-        encoder_inputs=exported.encoder_inputs,
-        hidden_size=hidden if isinstance(hidden, int) else None,
-    )
-    saved = save_graph(exported.model, workspace.staged(EXPORTED))
-    del exported
-    found = run_graph(context, saved.graph, facts, inputs)
+    source, workspace = context.source, context.workspace
+    graph, rows = workspace.staged(EXPORTED), workspace.staged(EXPECTED)
+    try:
+        made = in_child(
+            "pipeline.steps.export_module",
+            "export_module",
+            {"recipe": context.recipe.to_dict(), "graph": str(graph), "expected": str(rows)},
+        )
+        with np.load(rows) as arrays:
+            expected = [arrays[name] for name in arrays.files]
+    finally:
+        rows.unlink(missing_ok=True)
+    facts = ModelFacts.from_dict(made["facts"])
+    inputs = parity_inputs(source.tokenizer_file, source.vocab_size, facts.max_length)
+    found = run_graph(context, graph, facts, inputs)
     context.outputs["export"] = found
-    files = {EXPORTED: saved.graph, **_text_files(context)}
-    parity = compare(expected, found, "the torch module", top1=source.kind == "decoder")
-    return Product(files, shared=saved.weights, parity=parity, details={"model": facts.to_dict()})
+    files = {EXPORTED: graph, **_text_files(context)}
+    parity = compare(expected, found, "the torch module", top1=facts.kind == "decoder")
+    weights = tuple(Path(path) for path in made["weights"])
+    return Product(files, shared=weights, parity=parity, details={"model": facts.to_dict()})
 
 
 def _text_files(context: BuildContext) -> dict[str, Path]:

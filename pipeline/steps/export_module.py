@@ -1,0 +1,47 @@
+"""The part of the export that holds the torch module; runs in a process of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.recipe import Recipe
+
+from .context import ModelFacts, parity_inputs
+
+
+def export_module(recipe: dict[str, Any], graph: str, expected: str) -> dict[str, Any]:
+    """Writes the exported graph to `graph`, and what the torch module gives on the parity inputs to `expected`.
+
+    `recipe` as `Recipe.to_dict` gives it; `expected` is an .npz of float32 arrays. Gives `facts`
+    (`ModelFacts.to_dict`) and `weights`, the paths of the graph's weight files. Raises what `export` raises.
+    """
+    from pipeline.export import export
+    from pipeline.graph import save_graph
+    from pipeline.parity.reference import run_module
+    from pipeline.sources import open_source
+
+    settings = Recipe.from_dict(recipe)
+    source = open_source(settings.source.model, settings.source)
+    max_length = settings.export.resolved_max_length(source.max_length)
+    np.savez(
+        expected, *run_module(source, parity_inputs(source.tokenizer_file, source.vocab_size, max_length))
+    )
+    exported = export(source, settings.export)
+    last = exported.model.graph.outputs[0].shape
+    hidden = last[-1] if last is not None and source.kind == "encoder" else None
+    facts = ModelFacts(
+        name=source.name,
+        kind=source.kind,
+        vocab_size=source.vocab_size,
+        max_length=exported.max_length,
+        end_token_ids=source.end_token_ids,
+        features=exported.features,
+        kv=exported.kv,
+        encoder_inputs=exported.encoder_inputs,
+        hidden_size=hidden if isinstance(hidden, int) else None,
+    )
+    saved = save_graph(exported.model, Path(graph))
+    return {"facts": facts.to_dict(), "weights": [str(path) for path in saved.weights]}

@@ -1,0 +1,69 @@
+"""Functions in a process of their own: values, errors and deaths come back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from model_repo.runtime.errors import BadInput, SlipwayError
+from pipeline.child import in_child
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def give_pid(**values: object) -> dict[str, object]:
+    return {"pid": os.getpid(), **values}
+
+
+def refuse(what: str) -> None:
+    raise BadInput(f"no {what} here")
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_value_comes_back_from_another_process() -> None:
+    value = in_child(__name__, "give_pid", {"a": [1, "two"]})
+    assert value["a"] == [1, "two"]
+    assert value["pid"] != os.getpid()
+
+
+def test_errors_keep_their_class_and_words() -> None:
+    with pytest.raises(BadInput, match="no luck here"):
+        in_child(__name__, "refuse", {"what": "luck"})
+
+
+def test_a_child_that_is_killed_is_an_error_in_words() -> None:
+    with pytest.raises(SlipwayError, match="SIGKILL"):
+        in_child(__name__, "die", {})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="children follow their parent on Linux only")
+def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
+    mark = tmp_path / "pid"
+    program = textwrap.dedent(f"""
+        import signal
+        from pipeline.child import in_child
+        in_child("tests.pipeline.test_child", "wait_for_ever", {{"mark": {str(mark)!r}}})
+    """)
+    parent = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
+    while not mark.exists() or not mark.read_text():
+        assert parent.poll() is None
+    child = int(mark.read_text())
+    parent.kill()
+    parent.wait()
+    while Path(f"/proc/{child}/stat").exists():  # pytest's own timeout bounds this
+        if Path(f"/proc/{child}/stat").read_text().split(") ")[1].startswith("Z"):
+            break  # dead, not yet collected by init
+
+
+def wait_for_ever(mark: str) -> None:
+    Path(mark).write_text(str(os.getpid()))
+    signal.pause()
