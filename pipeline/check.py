@@ -145,7 +145,7 @@ def _repository(repository: Path) -> Iterator[Finding]:
 
 def read_config(path: Path) -> Any:
     """The `inference.ModelConfig` message in a config.pbtxt. Raises BadInput when it is none."""
-    from google.protobuf import text_format
+    from google.protobuf import text_format  # type: ignore[import-untyped]
     from tritonclient.grpc import model_config_pb2
 
     try:
