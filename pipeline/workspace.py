@@ -77,11 +77,21 @@ class Workspace:
         return Manifest.read(path) if path.exists() else None
 
     def publish(self, files: Mapping[str, Path], manifest: Manifest) -> None:
-        """Moves staged files to their final names, given as keys, and writes their manifest last."""
+        """Moves staged files to their final names, given as keys, and writes their manifest last.
+
+        What the stage made before and no longer makes is removed: a chat template that the model lost.
+        """
         manifest_path = self.path(MANIFESTS[manifest.stage])
+        try:
+            old = self.manifest(manifest.stage)
+        except BadInput:
+            old = None
         manifest_path.unlink(missing_ok=True)
         for name, staged in files.items():
             publish(staged, self.path(name))
+        for record in old.outputs if old is not None else ():
+            if "/" not in record.path and record.path not in files:
+                self.path(record.path).unlink(missing_ok=True)
         manifest.write(manifest_path)
 
     def sweep(self) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from model_repo.runtime.errors import BadInput
+from model_repo.runtime.manifest import FileRecord, Manifest
 from pipeline.workspace import MANIFESTS, Workspace, checked_name
 
 
@@ -38,6 +39,18 @@ def test_leftovers_are_swept_and_nothing_else(tmp_path: Path) -> None:
     assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()} == set(
         kept
     )
+
+
+def test_a_file_that_is_no_longer_made_is_removed(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    for names in (("engine.onnx", "chat_template.jinja"), ("engine.onnx",)):
+        for name in names:
+            workspace.staged(name).write_text(name)
+        outputs = tuple(FileRecord.of(workspace.staged(name), tmp_path) for name in names)
+        records = tuple(FileRecord(name, r.sha256, r.bytes) for name, r in zip(names, outputs, strict=True))
+        manifest = Manifest("compile", {}, "", (), records, {}, 0.0, "not run: test", ("slipway",))
+        workspace.publish({name: workspace.staged(name) for name in names}, manifest)
+        assert {path.name for path in tmp_path.iterdir()} == {*names, MANIFESTS["compile"]}
 
 
 def test_weights_stay_while_a_manifest_cannot_be_read(tmp_path: Path) -> None:
