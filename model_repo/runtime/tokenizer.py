@@ -66,7 +66,7 @@ class Tokenizer:
         try:
             template = _environment().from_string(self.chat_template)
             return template.render(messages=list(messages), add_generation_prompt=True)
-        except jinja2.TemplateError as error:
+        except Exception as error:  # a template is foreign code: it may raise anything
             raise BadInput(f"the chat template refuses these messages: {error}") from error
 
 
