@@ -23,14 +23,14 @@ help:
 	@echo "MODEL: demo, minilm, or a folder in Hugging Face format. More: $(SLIPWAY) --help"
 
 # An environment is ready when every package of its lock file is in it; a changed lock file brings it up to date.
-.venv/ready: requirements/compile.lock requirements/compile-cuda.lock pyproject.toml
+.venv/ready: requirements/compile.lock requirements/torch-cpu.lock requirements/torch-cuda.lock pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not here: install Python 3.11 with venv, or name one: make PYTHON=/path/to/python3.11"; exit 2; }
 	@echo "Setting up .venv (compile side) ..."
 	@test -x $(COMPILE)/python || $(PYTHON) -m venv .venv
 	@$(COMPILE)/python $(PIP) --require-hashes -r requirements/compile.lock
-	@$(COMPILE)/python -c "import torch" 2>/dev/null || \
-	    { echo "Only PyTorch's CUDA build is offered here: installing its libraries too (several GB) ..."; \
-	      $(COMPILE)/python $(PIP) --require-hashes -r requirements/compile-cuda.lock; }
+	@$(COMPILE)/python $(PIP) --require-hashes -r requirements/torch-cpu.lock 2>/dev/null || \
+	    { echo "pip sees no CPU build of PyTorch here: installing the CUDA build and its libraries (several GB) ..."; \
+	      $(COMPILE)/python $(PIP) --require-hashes -r requirements/torch-cuda.lock; }
 	@$(COMPILE)/python $(PIP) --no-build-isolation -e .
 	@touch $@
 

