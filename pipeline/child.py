@@ -14,20 +14,24 @@ import signal
 import subprocess
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 from typing import Any
 
 from model_repo.runtime import errors
 from model_repo.runtime.errors import SlipwayError
 
+from .packages import missing_packages
+
 _PR_SET_PDEATHSIG = 1
 
 
 def in_child(module: str, function: str, arguments: dict[str, Any]) -> Any:
-    """`module.function(**arguments)` in a child process. Raises what it raises of Slipway's errors.
+    """`module.function(**arguments)` in a child process.
 
-    The child ends with this process, however that ends. Raises SlipwayError when the child dies without a
-    word (killed, out of memory); what it printed is on screen.
+    Raises what it raises of Slipway's errors, its OSErrors, and BadInput for a missing package; any other
+    exception becomes a RuntimeError caused by the child's traceback. The child ends with this process,
+    however that ends. Raises SlipwayError when the child dies without a word (killed, out of memory).
     """
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
@@ -41,7 +45,15 @@ def in_child(module: str, function: str, arguments: dict[str, Any]) -> Any:
     if "error" in answer:
         kind = getattr(errors, answer["error"], SlipwayError)
         raise kind(answer["message"])
+    if "os_error" in answer:
+        raise OSError(*answer["os_error"])
+    if "fault" in answer:
+        raise RuntimeError(answer["fault"]) from _ChildTraceback(answer["traceback"])
     return answer["value"]
+
+
+class _ChildTraceback(Exception):
+    """Carries the text of a traceback from another process into this one's."""
 
 
 def _die_with(parent: int) -> None:
@@ -61,11 +73,21 @@ def main() -> None:
     module, function, result, parent = sys.argv[1:]
     _die_with(int(parent))
     arguments = json.load(sys.stdin)
+    Path(result).write_text(json.dumps(_answer(module, function, arguments)), encoding="utf-8")
+
+
+def _answer(module: str, function: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """What the function gives or raises, as JSON."""
     try:
-        answer = {"value": getattr(importlib.import_module(module), function)(**arguments)}
+        with missing_packages():
+            return {"value": getattr(importlib.import_module(module), function)(**arguments)}
     except SlipwayError as error:
-        answer = {"error": _error_kind(error), "message": str(error)}
-    Path(result).write_text(json.dumps(answer), encoding="utf-8")
+        return {"error": _error_kind(error), "message": str(error)}
+    except OSError as error:
+        return {"os_error": [error.errno, error.strerror, str(error.filename or "")]}
+    except Exception as error:
+        fault = f"{type(error).__name__}: {error}"
+        return {"fault": fault, "traceback": f"\n\n{traceback.format_exc()}"}
 
 
 if __name__ == "__main__":

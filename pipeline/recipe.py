@@ -299,7 +299,7 @@ class Recipe(Section):
         """The recipe as YAML text, sections in order."""
         import yaml
 
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=False)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -29,6 +30,18 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def fail_to_write(path: str) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+
+def divide() -> float:
+    return 1 / 0
+
+
+def import_what_is_missing() -> None:
+    raise ModuleNotFoundError("No module named 'transformers'", name="transformers")
+
+
 def test_a_value_comes_back_from_another_process() -> None:
     value = in_child(__name__, "give_pid", {"a": [1, "two"]})
     assert value["a"] == [1, "two"]
@@ -38,6 +51,23 @@ def test_a_value_comes_back_from_another_process() -> None:
 def test_errors_keep_their_class_and_words() -> None:
     with pytest.raises(BadInput, match="no luck here"):
         in_child(__name__, "refuse", {"what": "luck"})
+
+
+def test_a_full_disk_stays_a_full_disk() -> None:
+    with pytest.raises(OSError, match="No space left") as caught:
+        in_child(__name__, "fail_to_write", {"path": "somewhere"})
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, "somewhere")
+
+
+def test_a_fault_brings_its_traceback() -> None:
+    with pytest.raises(RuntimeError, match="ZeroDivisionError: division by zero") as caught:
+        in_child(__name__, "divide", {})
+    assert "in divide" in str(caught.value.__cause__)
+
+
+def test_a_missing_package_is_bad_input() -> None:
+    with pytest.raises(BadInput, match="'transformers' is missing"):
+        in_child(__name__, "import_what_is_missing", {})
 
 
 def test_a_child_that_is_killed_is_an_error_in_words() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -20,10 +21,11 @@ ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "onnx", "onnx_ir", "transformers", "onnxruntime", "numpy", "rich", "yaml")
 
 
-def run_python(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """A fresh Python process in the project's folder."""
+def run_python(script: str, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A fresh Python process in the project's folder, with these environment variables besides its own."""
     command = [sys.executable, "-c", script, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    environment = {**os.environ, **variables}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize(
@@ -120,13 +122,12 @@ def test_a_fault_of_ours_keeps_its_traceback_in_a_file(
 
 
 def test_a_missing_package_is_named_with_what_to_install(tiny_llama: Path, tmp_path: Path) -> None:
+    missing = "raise ModuleNotFoundError(\"No module named 'transformers'\", name='transformers')\n"
+    (tmp_path / "transformers.py").write_text(missing)
     script = (
-        "import sys\n"
-        "sys.modules['transformers'] = None\n"
-        "from pipeline.cli import main\n"
-        "main(['build', sys.argv[1], '--output', sys.argv[2]])\n"
+        "import sys; from pipeline.cli import main; main(['build', sys.argv[1], '--output', sys.argv[2]])"
     )
-    result = run_python(script, tiny_llama, tmp_path / "out" / "model")
+    result = run_python(script, tiny_llama, tmp_path / "out" / "model", PYTHONPATH=str(tmp_path))
     assert result.returncode == 2, result.stderr
     assert "'transformers' is missing" in result.stderr
     assert "pip install" in result.stderr

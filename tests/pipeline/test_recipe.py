@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from model_repo.runtime.errors import BadInput
@@ -36,7 +36,9 @@ recipes = st.builds(
 )
 
 
+@settings(deadline=None, max_examples=50)
 @given(recipe=recipes)
+@example(recipe=Recipe(SourceRecipe("a"), fuse=FuseRecipe(disable=("\x85",))))  # a line break, to YAML
 def test_what_is_written_is_read_back(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
     recipe.dump(path)
