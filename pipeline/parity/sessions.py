@@ -10,8 +10,9 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from pipeline.graph import load_graph, save_graph
+from pipeline.targets.pools import drop_pool_outputs
 from plugins.cpu.build import registered
-from plugins.schemas import DOMAIN, PAGED_ATTENTION
+from plugins.schemas import DOMAIN
 
 
 @contextmanager
@@ -32,24 +33,6 @@ def graph_session(graph: Path, scratch: Path) -> Iterator[ort.InferenceSession]:
 def engine_session(graph: Path) -> ort.InferenceSession:
     """A session for a compiled engine, loaded as the runtime loads it: nothing is optimized any more."""
     return _session(graph, ort.GraphOptimizationLevel.ORT_DISABLE_ALL)
-
-
-def drop_pool_outputs(model: ir.Model) -> None:
-    """Takes the pools from the outputs of the graph and of its attention nodes, in place."""
-    pools = {
-        output
-        for node in model.graph
-        if node.domain == DOMAIN and node.op_type == PAGED_ATTENTION.name
-        for output in node.outputs[1:]
-    }
-    if not pools:
-        return
-    kept = [value for value in model.graph.outputs if value not in pools]
-    model.graph.outputs.clear()
-    model.graph.outputs.extend(kept)
-    for node in model.graph:
-        if node.domain == DOMAIN and node.op_type == PAGED_ATTENTION.name:
-            node.resize_outputs(1)
 
 
 def uses_plugin(model: ir.Model) -> bool:
