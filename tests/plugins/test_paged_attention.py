@@ -154,20 +154,26 @@ def test_bit_identical_alone_and_in_company(isa: str, feature: str) -> None:
             assert torch.equal(single, together[rows_of(step, sequence)]), f"sequence {sequence}"
 
 
-def test_bit_identical_in_chunks_of_any_length() -> None:
-    """A prompt's rows have the same bits however it is cut, as long as no chunk has one token alone."""
-    step = make_step(Shape(head_dim=64, heads=9, kv_heads=3), [(0, 150)])
-    whole = run(step)
-    start = 0
-    for size in (2, 40, 5, 103):
-        rows = slice(start, start + size)
-        names = ("query", "key", "value", "slot_mapping")
-        chunk = step.with_inputs(
-            **{name: step.inputs[name][rows] for name in names},
-            cumulative_sequence_length=torch.tensor([0, size], dtype=torch.int32),
-            past_seqlens=torch.tensor([start], dtype=torch.int32),
-            key_cache=whole.key_cache,
-            value_cache=whole.value_cache,
-        )
-        assert torch.equal(run(chunk).output, whole.output[rows])
-        start += size
+@pytest.mark.parametrize("isa", ["plain", "avx2", "avx512"])
+@pytest.mark.parametrize("feature", ["head 64", "odd head", "wide value", "odd float16", "all at once"])
+def test_bit_identical_however_a_prompt_is_cut(isa: str, feature: str) -> None:
+    """Rows have the same bits computed in one chunk, in several, or one by one as decode."""
+    step = make_step(FEATURES[feature], [(0, 150)])
+    whole_table = torch.where(step.inputs["block_table"] < 0, 0, step.inputs["block_table"])
+    with forced_isa(isa):
+        whole = run(step)
+        start = 0
+        for size in (1, 2, 40, 5, 1, 1, 14, 1, 64, 20, 1):
+            rows = slice(start, start + size)
+            names = [n for n in ("query", "key", "value", "slot_mapping", "position_ids") if n in step.inputs]
+            chunk = step.with_inputs(
+                **{name: step.inputs[name][rows] for name in names},
+                cumulative_sequence_length=torch.tensor([0, size], dtype=torch.int32),
+                past_seqlens=torch.tensor([start], dtype=torch.int32),
+                block_table=whole_table,
+                key_cache=whole.key_cache,
+                value_cache=whole.value_cache,
+            )
+            assert torch.equal(run(chunk).output, whole.output[rows]), f"rows {start} to {rows.stop}"
+            start = rows.stop
+    assert start == 150

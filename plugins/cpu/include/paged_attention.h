@@ -74,8 +74,8 @@ struct PagedAttention {
 constexpr int kMaxHeadDim = 1024;
 
 // One piece of work: `rows` consecutive tokens of one sequence with `kv_heads` key heads from first_kv_head
-// on. A sequence with one new token is attended by the decode kernel, every other by the prefill kernel:
-// which one runs, and the order of its sums, depend on the sequence alone, so company never changes a bit.
+// on. A sequence with one new token is attended by the decode kernel, every other by the prefill kernel. Both
+// sum in the same order with the same instructions, so neither company nor chunking changes a bit.
 struct WorkItem {
   int sequence;
   int first_token;

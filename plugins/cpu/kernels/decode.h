@@ -12,14 +12,13 @@ namespace slipway::cpu {
 
 float* thread_scratch(int64_t floats);
 
-constexpr int kDecodeTile = 128;  // keys between two updates of the softmax state
-constexpr int kStrip = 16;        // keys of one head that are worked on at a time
-constexpr int kAhead = 16;        // keys between fetching a row and using it
+constexpr int kStrip = 16;  // keys of one head that are worked on at a time
+constexpr int kAhead = 16;  // keys between fetching a row and using it
 
 // Rows of the cache in the order in which one tile uses them, at the item's first key head: the tile's keys,
 // its values, then the first keys of the next tile, which are only fetched. Byte pointers.
 struct RowStream {
-  const char* rows[2 * kDecodeTile + kAhead];
+  const char* rows[2 * kKeyTile + kAhead];
 };
 
 // Asks for the cache lines of a row. Reading nothing, it may point anywhere.
@@ -28,34 +27,40 @@ static inline __attribute__((always_inline)) void fetch(const char* row, int byt
 }
 
 // Scores of kWidth keys for kHeads query heads. `rows` are the keys, `offset` the bytes from a row's start to
-// the key head. kDim is head_dim where it is known at compile time, otherwise 0.
-template <class S, class T, int kHeads, int kDim>
+// the key head. Keys are turned into columns, so that every score is one sum over the dimensions in order:
+// the very instructions of the prefill kernel (score_block), hence the same bits.
+template <class S, class T, int kHeads>
 inline void score_keys(const float* query, int query_stride, const char* const* rows, int64_t offset,
                        int64_t ahead_offset, int head_dim, float* scores) {
   using V = typename S::V;
   constexpr int W = S::kWidth;
-  V quads[kHeads][W / 4];
-  for (int j = 0; j < W; j += 4) {
-    V sums[kHeads][4];
-    const T* keys[4];
-    for (int i = 0; i < 4; ++i) {
-      keys[i] = reinterpret_cast<const T*>(rows[j + i] + offset);
-      fetch(rows[j + i + kAhead] + ahead_offset, (kDim > 0 ? kDim : head_dim) * int(sizeof(T)));
-      for (int h = 0; h < kHeads; ++h) sums[h][i] = S::zero();
-    }
-    for (int d = 0; d < (kDim > 0 ? kDim : head_dim); d += W) {
-      V k[4];
-      for (int i = 0; i < 4; ++i)
-        k[i] = kDim > 0 ? S::load(keys[i] + d) : load_part<S>(keys[i] + d, head_dim - d);
+  V keys[W], sums[kHeads];
+  for (int h = 0; h < kHeads; ++h) sums[h] = S::zero();
+  // `keys` holds dimensions [d, d + dims) of kWidth keys.
+  auto add_products = [&](int d, int dims) {
+    S::transpose(keys);
+    for (int i = 0; i < dims; ++i) {
       for (int h = 0; h < kHeads; ++h) {
-        const V q = S::load(query + h * query_stride + d);
-        for (int i = 0; i < 4; ++i) sums[h][i] = S::fma(q, k[i], sums[h][i]);
+        sums[h] = S::fma(S::set1(query[h * query_stride + d + i]), keys[i], sums[h]);
       }
     }
-    for (int h = 0; h < kHeads; ++h)
-      quads[h][j / 4] = S::quad_sums(sums[h][0], sums[h][1], sums[h][2], sums[h][3]);
+  };
+  int d = 0;
+  for (; d + W <= head_dim; d += W) {
+    const int64_t byte = d * int64_t(sizeof(T));
+    for (int j = 0; j < W; ++j) {
+      keys[j] = S::load(reinterpret_cast<const T*>(rows[j] + offset + byte));
+      if (byte % 64 == 0) fetch(rows[j + kAhead] + ahead_offset + byte, 64);
+    }
+    add_products(d, W);
   }
-  for (int h = 0; h < kHeads; ++h) S::store(scores + h * kDecodeTile, S::join_quads(quads[h]));
+  if (d < head_dim) {
+    for (int j = 0; j < W; ++j) {
+      keys[j] = load_part<S>(reinterpret_cast<const T*>(rows[j] + offset) + d, head_dim - d);
+    }
+    add_products(d, head_dim - d);
+  }
+  for (int h = 0; h < kHeads; ++h) S::store(scores + h * kKeyTile, sums[h]);
 }
 
 // output[head][column ...] += weights[head][j] * value[j][column ...] for `count` keys and kVectors vectors
@@ -80,7 +85,7 @@ inline void add_value_columns(const float* weights, const char* const* rows, int
       for (int v = 0; v < kVectors; ++v) row[v] = load_part<S>(value + v * W, columns - v * W);
     }
     for (int h = 0; h < kHeads; ++h) {
-      const V weight = S::set1(weights[h * kDecodeTile + j]);
+      const V weight = S::set1(weights[h * kKeyTile + j]);
       for (int v = 0; v < kVectors; ++v) sums[h][v] = S::fma(weight, row[v], sums[h][v]);
     }
   }
@@ -104,38 +109,14 @@ inline void add_values(const float* weights, const char* const* rows, int64_t of
   }
 }
 
-template <class S, class T, int kHeads>
-inline void score_heads(const float* query, int query_stride, const char* const* rows, int64_t offset,
-                        int64_t ahead_offset, int head_dim, float* scores) {
-  if (S::kWidth >= 8 && head_dim == 64) {
-    score_keys<S, T, kHeads, 64>(query, query_stride, rows, offset, ahead_offset, head_dim, scores);
-  } else if (S::kWidth >= 8 && head_dim == 128) {
-    score_keys<S, T, kHeads, 128>(query, query_stride, rows, offset, ahead_offset, head_dim, scores);
-  } else {
-    score_keys<S, T, kHeads, 0>(query, query_stride, rows, offset, ahead_offset, head_dim, scores);
-  }
-}
-
-// Query heads of one key head, at most S::kHeads at a time: f(first head, compile-time count).
-template <class S, class F>
-inline void for_head_blocks(int group, F&& f) {
+// Query heads of one key head, at most four at a time: f(first head, compile-time count).
+template <class F>
+static inline void for_head_blocks(int group, F&& f) {
   int head = 0;
-  while (group - head > 0) {
-    const int left = group - head;
-    if (S::kHeads >= 4 && left >= 4) {
-      f(head, std::integral_constant < int, S::kHeads >= 4 ? 4 : 1 > ());
-      head += 4;
-    } else if (left == 3 || left > 4) {
-      f(head, std::integral_constant<int, 3>());
-      head += 3;
-    } else if (left >= 2) {
-      f(head, std::integral_constant<int, 2>());
-      head += 2;
-    } else {
-      f(head, std::integral_constant<int, 1>());
-      head += 1;
-    }
-  }
+  for (; group - head >= 4; head += 4) f(head, std::integral_constant<int, 4>());
+  if (group - head == 3) f(head, std::integral_constant<int, 3>());
+  if (group - head == 2) f(head, std::integral_constant<int, 2>());
+  if (group - head == 1) f(head, std::integral_constant<int, 1>());
 }
 
 // The part of a sequence that its one token sees, tile by tile.
@@ -143,9 +124,9 @@ struct DecodeRange {
   int low;     // first visible position
   int length;  // positions; the last is the token's own
 
-  int first_tile() const { return low / kDecodeTile * kDecodeTile; }
+  int first_tile() const { return low / kKeyTile * kKeyTile; }
   int begin(int tile) const { return low > tile ? low - tile : 0; }
-  int end(int tile) const { return length - tile < kDecodeTile ? length - tile : kDecodeTile; }
+  int end(int tile) const { return length - tile < kKeyTile ? length - tile : kKeyTile; }
   // Visible keys widened to whole strips.
   int first_strip(int tile) const { return begin(tile) / kStrip * kStrip; }
   int strips_end(int tile) const { return (end(tile) + kStrip - 1) / kStrip * kStrip; }
@@ -161,7 +142,7 @@ inline void find_rows(const PagedAttention& call, const WorkItem& item, const De
   const char* values =
       static_cast<const char*>(call.value_cache) + item.first_kv_head * call.value_dim * sizeof(T);
   const int first = range.first_strip(tile), count = range.strips_end(tile) - first;
-  int64_t slots[kDecodeTile + kAhead];
+  int64_t slots[kKeyTile + kAhead];
   find_slots(call, item.sequence, tile + first, count + kAhead, range.low, range.length, slots);
   for (int i = 0; i < count; ++i) {
     stream->rows[i] = keys + slots[i] * key_bytes;
@@ -184,17 +165,17 @@ bool attend_token(const PagedAttention& call, const WorkItem& item) {
   const float* query =
       call.turned_query + (int64_t(item.first_token) * call.num_heads + first_head) * query_stride;
 
-  float* scratch = thread_scratch(int64_t(heads) * (kDecodeTile + output_stride + W + 1));
+  float* scratch = thread_scratch(int64_t(heads) * (kKeyTile + output_stride + W + 1));
   if (!scratch) return false;
-  float* scores = scratch;                                // [heads][kDecodeTile]
-  float* output = scores + heads * kDecodeTile;           // [heads][output_stride]
+  float* scores = scratch;                                // [heads][kKeyTile]
+  float* output = scores + heads * kKeyTile;              // [heads][output_stride]
   float* sums = output + int64_t(heads) * output_stride;  // [heads][W]
   float* maxima = sums + heads * W;                       // [heads]
   for (int64_t i = 0; i < int64_t(heads) * output_stride; ++i) output[i] = 0;
   for (int h = 0; h < heads; ++h) start_row<S>(call, first_head + h, maxima + h, sums + h * W);
 
   RowStream stream;
-  for (int tile = range.first_tile(); tile < range.length; tile += kDecodeTile) {
+  for (int tile = range.first_tile(); tile < range.length; tile += kKeyTile) {
     const int begin = range.begin(tile), end = range.end(tile);
     const int first = range.first_strip(tile), count = range.strips_end(tile) - first;
     find_rows<S, T>(call, item, range, tile, &stream);
@@ -202,28 +183,27 @@ bool attend_token(const PagedAttention& call, const WorkItem& item) {
       for (int kv = 0; kv < item.kv_heads; ++kv) {
         const int64_t ahead_offset = kv * (strip + kAhead < count ? head_bytes : value_bytes);
         for (int key = strip; key < strip + kStrip; key += W) {
-          for_head_blocks<S>(group, [&](int g, auto block) {
+          for_head_blocks(group, [&](int g, auto block) {
             const int head = kv * group + g;
-            score_heads<S, T, block()>(query + int64_t(head) * query_stride, query_stride, stream.rows + key,
-                                       kv * head_bytes, ahead_offset, head_dim,
-                                       scores + head * kDecodeTile + first + key);
+            score_keys<S, T, block()>(query + int64_t(head) * query_stride, query_stride, stream.rows + key,
+                                      kv * head_bytes, ahead_offset, head_dim,
+                                      scores + head * kKeyTile + first + key);
           });
         }
       }
     }
     for (int h = 0; h < heads; ++h) {
-      const float factor =
-          absorb_scores<S, kDecodeTile>(score_rule(call, first_head + h), scores + h * kDecodeTile, begin,
-                                        end, tile - (range.length - 1), maxima + h, sums + h * W);
+      const float factor = absorb_scores<S>(score_rule(call, first_head + h), scores + h * kKeyTile, begin,
+                                            end, tile - (range.length - 1), maxima + h, sums + h * W);
       if (factor != 1.0f) scale_row<S>(output + int64_t(h) * output_stride, output_stride, factor);
     }
     // Keys that are masked have weight zero, but their value is another key's: leave them out.
     for (int strip = begin; strip < end; strip = (strip / kStrip + 1) * kStrip) {
       const int strip_end = (strip / kStrip + 1) * kStrip < end ? (strip / kStrip + 1) * kStrip : end;
       for (int kv = 0; kv < item.kv_heads; ++kv) {
-        for_head_blocks<S>(group, [&](int g, auto block) {
+        for_head_blocks(group, [&](int g, auto block) {
           const int head = kv * group + g;
-          add_values<S, T, block()>(scores + head * kDecodeTile + strip, stream.rows + count + strip - first,
+          add_values<S, T, block()>(scores + head * kKeyTile + strip, stream.rows + count + strip - first,
                                     kv * value_bytes, strip_end - strip, value_dim,
                                     output + int64_t(head) * output_stride, output_stride);
         });

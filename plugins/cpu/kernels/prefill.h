@@ -10,9 +10,7 @@
 
 namespace slipway::cpu {
 
-constexpr int kPrefillTile = 64;  // keys of a tile
-
-// keys [head_dim][kPrefillTile] <- rows of the cache.
+// keys [head_dim][kKeyTile] <- rows of the cache.
 template <class S, class T>
 inline void transpose_keys(const T* cache, int64_t stride, const int64_t* slots, int count, int head_dim,
                            float* keys) {
@@ -25,7 +23,7 @@ inline void transpose_keys(const T* cache, int64_t stride, const int64_t* slots,
         block[j] = load_part<S>(cache + slots[first + j] * stride + d, head_dim - d);
       S::transpose(block);
       const int dims = head_dim - d < W ? head_dim - d : W;
-      for (int i = 0; i < dims; ++i) S::store(keys + (d + i) * kPrefillTile + first, block[i]);
+      for (int i = 0; i < dims; ++i) S::store(keys + (d + i) * kKeyTile + first, block[i]);
     }
   }
 }
@@ -42,14 +40,14 @@ inline void score_block(const float* query, int query_stride, const float* keys,
   }
   for (int d = 0; d < head_dim; ++d) {
     V k[kVectors];
-    for (int v = 0; v < kVectors; ++v) k[v] = S::load(keys + d * kPrefillTile + v * W);
+    for (int v = 0; v < kVectors; ++v) k[v] = S::load(keys + d * kKeyTile + v * W);
     for (int r = 0; r < kRows; ++r) {
       const V q = S::set1(query[r * query_stride + d]);
       for (int v = 0; v < kVectors; ++v) sums[r][v] = S::fma(q, k[v], sums[r][v]);
     }
   }
   for (int r = 0; r < kRows; ++r) {
-    for (int v = 0; v < kVectors; ++v) S::store(scores + r * kPrefillTile + v * W, sums[r][v]);
+    for (int v = 0; v < kVectors; ++v) S::store(scores + r * kKeyTile + v * W, sums[r][v]);
   }
 }
 
@@ -67,7 +65,7 @@ inline void value_block(const float* weights, const float* values, int values_st
     V row[kVectors];
     for (int v = 0; v < kVectors; ++v) row[v] = S::load(values + j * values_stride + v * W);
     for (int r = 0; r < kRows; ++r) {
-      const V weight = S::set1(weights[r * kPrefillTile + j]);
+      const V weight = S::set1(weights[r * kKeyTile + j]);
       for (int v = 0; v < kVectors; ++v) sums[r][v] = S::fma(weight, row[v], sums[r][v]);
     }
   }
@@ -76,7 +74,7 @@ inline void value_block(const float* weights, const float* values, int values_st
   }
 }
 
-// values [kPrefillTile][value_stride] <- rows of the cache, as float, padded with zeros.
+// values [kKeyTile][value_stride] <- rows of the cache, as float, padded with zeros.
 template <class S, class T>
 inline void widen_values(const T* cache, int64_t stride, const int64_t* slots, int count, int value_dim,
                          int value_stride, float* values) {
@@ -93,10 +91,10 @@ struct Chunk {
   int first_head;      // query head of row 0
   int first_position;  // of the item's first token
   int window;
-  float* keys;    // [head_dim][kPrefillTile]
-  float* values;  // [kPrefillTile][value_stride]
+  float* keys;    // [head_dim][kKeyTile]
+  float* values;  // [kKeyTile][value_stride]
   float* query;   // [padded_rows][query_stride]
-  float* scores;  // [padded_rows][kPrefillTile]
+  float* scores;  // [padded_rows][kKeyTile]
   float* output;  // [padded_rows][value_stride]
   float* sums;    // [padded_rows][W]
   float* maxima;  // [padded_rows]
@@ -109,7 +107,7 @@ struct Chunk {
   }
   int end(int row, int tile) const {
     const int last = position(row) + 1 - tile;
-    return last < kPrefillTile ? last : kPrefillTile;
+    return last < kKeyTile ? last : kKeyTile;
   }
 };
 
@@ -123,19 +121,19 @@ inline void attend_block(const PagedAttention& call, const Chunk& chunk, int blo
   if (begin >= end) return;
   for (int key = begin / kKeys * kKeys; key < end; key += kKeys) {
     score_block<S>(chunk.query + int64_t(block) * chunk.query_stride, chunk.query_stride, chunk.keys + key,
-                   chunk.head_dim, chunk.scores + block * kPrefillTile + key);
+                   chunk.head_dim, chunk.scores + block * kKeyTile + key);
   }
   for (int r = block; r < block_end; ++r) {
-    const float factor = absorb_scores<S, kPrefillTile>(score_rule(call, chunk.first_head + r % chunk.group),
-                                                        chunk.scores + r * kPrefillTile, chunk.begin(r, tile),
-                                                        chunk.end(r, tile), tile - chunk.position(r),
-                                                        chunk.maxima + r, chunk.sums + r * W);
+    const float factor =
+        absorb_scores<S>(score_rule(call, chunk.first_head + r % chunk.group), chunk.scores + r * kKeyTile,
+                         chunk.begin(r, tile), chunk.end(r, tile), tile - chunk.position(r), chunk.maxima + r,
+                         chunk.sums + r * W);
     if (factor != 1.0f) {
       scale_row<S>(chunk.output + int64_t(r) * chunk.value_stride, chunk.value_stride, factor);
     }
   }
   for (int r = block; r < block_end; r += S::kValueRows) {
-    const float* weights = chunk.scores + r * kPrefillTile + begin;
+    const float* weights = chunk.scores + r * kKeyTile + begin;
     const float* values = chunk.values + begin * chunk.value_stride;
     float* output = chunk.output + int64_t(r) * chunk.value_stride;
     int d = 0;
@@ -166,14 +164,14 @@ inline bool start_chunk(const PagedAttention& call, const WorkItem& item, Chunk*
   chunk->window = call.window;
 
   const int64_t rows = chunk->padded_rows;
-  float* scratch = thread_scratch(rows * (chunk->query_stride + kPrefillTile + chunk->value_stride + W + 1) +
-                                  int64_t(kPrefillTile) * (chunk->head_dim + chunk->value_stride));
+  float* scratch = thread_scratch(rows * (chunk->query_stride + kKeyTile + chunk->value_stride + W + 1) +
+                                  int64_t(kKeyTile) * (chunk->head_dim + chunk->value_stride));
   if (!scratch) return false;
   chunk->keys = scratch;
-  chunk->values = chunk->keys + chunk->head_dim * kPrefillTile;
-  chunk->query = chunk->values + kPrefillTile * chunk->value_stride;
+  chunk->values = chunk->keys + chunk->head_dim * kKeyTile;
+  chunk->query = chunk->values + kKeyTile * chunk->value_stride;
   chunk->scores = chunk->query + rows * chunk->query_stride;
-  chunk->output = chunk->scores + rows * kPrefillTile;
+  chunk->output = chunk->scores + rows * kKeyTile;
   chunk->sums = chunk->output + rows * chunk->value_stride;
   chunk->maxima = chunk->sums + rows * W;
 
@@ -187,15 +185,14 @@ inline bool start_chunk(const PagedAttention& call, const WorkItem& item, Chunk*
   }
   for (int64_t i = 0; i < rows * chunk->value_stride; ++i) chunk->output[i] = 0;
   // Rows of padding in a block get weights too; they are multiplied, and thrown away.
-  for (int64_t i = 0; i < rows * kPrefillTile; ++i) chunk->scores[i] = 0;
+  for (int64_t i = 0; i < rows * kKeyTile; ++i) chunk->scores[i] = 0;
   return true;
 }
 
 template <class S, class T>
 bool attend_chunk(const PagedAttention& call, const WorkItem& item) {
   constexpr int W = S::kWidth, kRowBlock = S::kScoreRows;
-  static_assert(kRowBlock % S::kValueRows == 0 && kPrefillTile % (W * S::kScoreVectors) == 0,
-                "blocks must fit");
+  static_assert(kRowBlock % S::kValueRows == 0 && kKeyTile % (W * S::kScoreVectors) == 0, "blocks must fit");
   Chunk chunk;
   if (!start_chunk<S>(call, item, &chunk)) return false;
   const int length = chunk.first_position + item.rows;  // the last token sees keys up to its own
@@ -207,10 +204,10 @@ bool attend_chunk(const PagedAttention& call, const WorkItem& item) {
   const T* value_cache =
       static_cast<const T*>(call.value_cache) + int64_t(item.first_kv_head) * call.value_dim;
 
-  int64_t slots[kPrefillTile];
-  for (int tile = low / kPrefillTile * kPrefillTile; tile < length; tile += kPrefillTile) {
-    const int count = length - tile < kPrefillTile ? length - tile : kPrefillTile;
-    find_slots(call, item.sequence, tile, kPrefillTile, low, length, slots);
+  int64_t slots[kKeyTile];
+  for (int tile = low / kKeyTile * kKeyTile; tile < length; tile += kKeyTile) {
+    const int count = length - tile < kKeyTile ? length - tile : kKeyTile;
+    find_slots(call, item.sequence, tile, kKeyTile, low, length, slots);
     transpose_keys<S>(key_cache, key_stride, slots, count, call.head_dim, chunk.keys);
     widen_values<S>(value_cache, value_stride, slots, count, call.value_dim, chunk.value_stride,
                     chunk.values);

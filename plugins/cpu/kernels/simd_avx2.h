@@ -14,7 +14,6 @@ struct Avx2 {
   static constexpr int kWidth = 8;
   static constexpr int kScoreRows = 4, kScoreVectors = 2;
   static constexpr int kValueRows = 4, kValueVectors = 2;
-  static constexpr int kHeads = 3;
 
   static V zero() { return _mm256_setzero_ps(); }
   static V set1(float x) { return _mm256_set1_ps(x); }
@@ -76,16 +75,6 @@ struct Avx2 {
       b[i + 4] = _mm256_permute2f128_ps(a[i], a[i + 4], 0x31);
     }
     for (int i = 0; i < 8; ++i) a[i] = b[i];
-  }
-
-  static V quad_sums(V a, V b, V c, V d) {
-    const V ab = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
-    const V cd = _mm256_add_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
-    return _mm256_add_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xEE));
-  }
-  static V join_quads(const V* quads) {
-    return _mm256_add_ps(_mm256_permute2f128_ps(quads[0], quads[1], 0x20),
-                         _mm256_permute2f128_ps(quads[0], quads[1], 0x31));
   }
 };
 

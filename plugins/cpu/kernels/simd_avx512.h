@@ -13,10 +13,9 @@ struct Avx512 {
   using V = __m512;
   static constexpr int kWidth = 16;
   // Register blocks: scores are computed kScoreRows x (kScoreVectors * kWidth) at a time, outputs
-  // kValueRows x (kValueVectors * kWidth). Decode takes up to kHeads query heads of a key head together.
+  // kValueRows x (kValueVectors * kWidth).
   static constexpr int kScoreRows = 8, kScoreVectors = 2;
   static constexpr int kValueRows = 4, kValueVectors = 4;
-  static constexpr int kHeads = 4;
 
   static V zero() { return _mm512_setzero_ps(); }
   static V set1(float x) { return _mm512_set1_ps(x); }
@@ -74,22 +73,6 @@ struct Avx512 {
       a[j] = _mm512_shuffle_f32x4(b[j], b[j + 8], 0x88);
       a[j + 8] = _mm512_shuffle_f32x4(b[j], b[j + 8], 0xDD);
     }
-  }
-
-  // Sums over lanes come in two steps, each by the same tree for every sum. First four vectors at a time:
-  // lane i of every 128 bits holds a partial sum of vector i.
-  static V quad_sums(V a, V b, V c, V d) {
-    const V ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-    const V cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-    return _mm512_add_ps(shuffle<0x44>(ab, cd), shuffle<0xEE>(ab, cd));
-  }
-  // Then kWidth / 4 such results: lane i of the result is the sum of the lanes of vector i.
-  static V join_quads(const V* quads) {
-    const V low = _mm512_add_ps(_mm512_shuffle_f32x4(quads[0], quads[1], 0x88),
-                                _mm512_shuffle_f32x4(quads[0], quads[1], 0xDD));
-    const V high = _mm512_add_ps(_mm512_shuffle_f32x4(quads[2], quads[3], 0x88),
-                                 _mm512_shuffle_f32x4(quads[2], quads[3], 0xDD));
-    return _mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xDD));
   }
 
  private:

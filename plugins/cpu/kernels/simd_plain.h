@@ -1,9 +1,12 @@
 // Vectors of 4 floats in the compiler's own vector type: SSE2 on x86-64, NEON on aarch64.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 #include <cstring>
+
+#if defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
 
 #include "paged_attention.h"
 #include "scalar_types.h"
@@ -16,7 +19,6 @@ struct Plain {
   static constexpr int kWidth = 4;
   static constexpr int kScoreRows = 4, kScoreVectors = 2;
   static constexpr int kValueRows = 4, kValueVectors = 2;
-  static constexpr int kHeads = 3;
 
   static V zero() { return V{0, 0, 0, 0}; }
   static V set1(float x) { return V{x, x, x, x}; }
@@ -27,7 +29,11 @@ struct Plain {
   static V div(V a, V b) { return a / b; }
   static V max(V a, V b) { return a > b ? a : b; }
   static V min(V a, V b) { return a < b ? a : b; }
+#if defined(__ARM_NEON)
+  static V fma(V a, V b, V c) { return vfmaq_f32(c, a, b); }
+#else
   static V fma(V a, V b, V c) { return a * b + c; }
+#endif
   // Adding and taking away 1.5 * 2^23 leaves no bit behind the point (|a| < 2^22).
   static V round(V a) {
     const V shift = set1(12582912.0f);
@@ -65,13 +71,6 @@ struct Plain {
     const V b0 = a[0], b1 = a[1], b2 = a[2], b3 = a[3];
     for (int i = 0; i < 4; ++i) a[i] = V{b0[i], b1[i], b2[i], b3[i]};
   }
-
-  static V quad_sums(V a, V b, V c, V d) {
-    V t[4] = {a, b, c, d};
-    transpose(t);
-    return (t[0] + t[2]) + (t[1] + t[3]);
-  }
-  static V join_quads(const V* quads) { return quads[0]; }
 };
 
 }  // namespace slipway::cpu

@@ -7,6 +7,9 @@
 
 namespace slipway::cpu {
 
+// Keys between two updates of a row's softmax state.
+constexpr int kKeyTile = 64;
+
 // What happens to the scores of one query head between product and softmax.
 struct ScoreRule {
   float softcap;      // 0: off
@@ -28,21 +31,21 @@ inline void start_row(const PagedAttention& call, int head, float* maximum, floa
   }
 }
 
-// Turns kTile scores of one row into weights relative to the running maximum, and updates maximum and sums.
-// Keys [begin, end) of the tile are visible, the others get weight 0. `distance` is the position of the
+// Turns kKeyTile scores of one row into weights relative to the running maximum, and updates maximum and
+// sums. Keys [begin, end) of the tile are visible, the others get weight 0. `distance` is the position of the
 // tile's first key minus that of the query. Returns the factor for what was summed up before.
-template <class S, int kTile>
+template <class S>
 inline float absorb_scores(const ScoreRule& rule, float* scores, int begin, int end, int distance,
                            float* maximum, float* sums) {
   using V = typename S::V;
   constexpr int W = S::kWidth;
   if (begin >= end) {
-    for (int i = 0; i < kTile; i += W) S::store(scores + i, S::zero());
+    for (int i = 0; i < kKeyTile; i += W) S::store(scores + i, S::zero());
     return 1.0f;
   }
-  const bool whole = begin == 0 && end == kTile;
+  const bool whole = begin == 0 && end == kKeyTile;
   V largest = S::set1(kNoScore);
-  for (int i = 0; i < kTile; i += W) {
+  for (int i = 0; i < kKeyTile; i += W) {
     V x = S::load(scores + i);
     if (rule.softcap > 0) {
       x = S::mul(S::set1(rule.softcap * kLog2E), tanh<S>(S::mul(x, S::set1(1.0f / rule.softcap))));
@@ -63,7 +66,7 @@ inline float absorb_scores(const ScoreRule& rule, float* scores, int begin, int 
     sum = S::mul(sum, S::set1(factor));
     *maximum = after;
   }
-  for (int i = 0; i < kTile; i += W) {
+  for (int i = 0; i < kKeyTile; i += W) {
     V e = exp2<S>(S::sub(S::load(scores + i), S::set1(after)));
     if (!whole) e = S::within(e, S::zero(), begin - i, end - i);
     S::store(scores + i, e);
