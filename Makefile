@@ -10,7 +10,7 @@ SERVE   := .venv-serve/bin
 SLIPWAY := $(COMPILE)/slipway
 NAME     = $(notdir $(patsubst %/,%,$(MODEL)))
 PIP     := -m pip install -q --disable-pip-version-check --no-deps
-PYTEST  := OMP_NUM_THREADS=2 $(COMPILE)/python -m pytest
+PYTEST  := OMP_NUM_THREADS=1 $(COMPILE)/python -m pytest
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint types unit runtime-tests engine serve plugins environments train-demo lock clean
@@ -70,7 +70,7 @@ runtime-tests: .venv-serve/ready
 	@$(SERVE)/python -m pytest -q tests/runtime
 
 unit: environments
-	@$(PYTEST)
+	@$(PYTEST) -n 2 --dist loadgroup
 
 train-demo: .venv/ready
 	@$(COMPILE)/python -m demo.train
