@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -122,6 +124,16 @@ def test_pool_outputs_make_the_operator_functional() -> None:
         assert torch.equal(step.inputs[name], tensor), f"input {name} was changed"
     for array, wanted in zip(found, expected(step), strict=True):
         torch.testing.assert_close(torch.from_numpy(array), wanted, rtol=1e-5, atol=2e-5)
+
+
+def test_concurrent_runs_of_one_session() -> None:
+    """Four threads in one session at once, each with its own step: all scratch is per thread."""
+    steps = [make_step(Shape(head_dim=64), [(past, 1), (0, past)], seed=past) for past in range(60, 100, 5)]
+    wanted = [run(step, threads=1).output for step in steps]
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        for _ in range(5):
+            found = list(pool.map(lambda step: run(step, threads=1).output, steps))
+            assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
 def rows_of(step: Step, sequence: int) -> slice:
