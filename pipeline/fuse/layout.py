@@ -5,6 +5,7 @@ Symbolic sizes become different primes, so an arrangement that comes out right d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +17,8 @@ from .matching import dims, integer_attribute, integers
 Numbered = npt.NDArray[np.int64]
 """A tensor whose elements are their own numbers in the tensor that was started from."""
 
+_MOST = 1 << 24
+"""Elements that are numbered at most; tensors with more are not followed."""
 _PRIMES = (7, 11, 13, 17, 19, 23)
 _LAYOUT_ONLY = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
 
@@ -39,10 +42,12 @@ class Sizes:
 
 
 def numbered(value: ir.Value, sizes: Sizes) -> Numbered | None:
-    """`value` with its elements numbered in order; None when its shape is not known."""
+    """`value` with its elements numbered in order; None when its shape is not known or it is too large."""
     shape = dims(value)
     concrete = None if shape is None else sizes.concrete(shape)
-    return None if concrete is None else np.arange(np.prod(concrete), dtype=np.int64).reshape(concrete)
+    if concrete is None or math.prod(concrete) > _MOST:
+        return None
+    return np.arange(math.prod(concrete), dtype=np.int64).reshape(concrete)
 
 
 def moves_only(node: ir.Node | None) -> bool:

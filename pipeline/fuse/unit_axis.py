@@ -23,6 +23,7 @@ from .matching import (
     integer_attribute,
     integer_weight,
     integers,
+    is_weight,
     made_by,
     normalizes_last_axis,
     output,
@@ -80,6 +81,8 @@ def _cancel(graph: ir.Graph, node: ir.Node) -> bool:
         return False
     result = node.outputs[0]
     source, chain = climb(result)
+    if is_weight(source):  # arranged at build time, by other rules
+        return False
     shape, sizes = dims(source), Sizes()
     before = numbered(source, sizes)
     after = None if before is None else follow(before, chain, sizes)
