@@ -167,7 +167,7 @@ Domain* make_domain(const Api& api) {
 extern "C" __attribute__((visibility("default"))) slipway::ort::Status* RegisterCustomOps(
     slipway::ort::SessionOptions* options, const slipway::ort::ApiBase* base) {
   const slipway::ort::Api* api = base->GetApi(slipway::ort::kApiVersion);
-  if (!api) return nullptr;  // ONNX Runtime before 1.17: it says itself that the operators are missing
+  if (!api) return nullptr;  // ONNX Runtime before 1.24: it says itself that the operators are missing
   return slipway::cpu::guarded(*api, "RegisterCustomOps", [&] {
     static slipway::ort::Domain* const domain = slipway::cpu::make_domain(*api);
     slipway::ort::check(api->AddCustomOpDomain()(options, domain));
