@@ -19,6 +19,10 @@ LENGTHS = (5, 17, 64, 31, 2)
 
 _RANDOM_SEED = 20_11
 
+_CHARACTERS_A_TOKEN = 200
+"""A tokenizer that makes fewer tokens of English than this (whole documents become one unknown word) has no
+use for text."""
+
 
 def parity_prompts(
     tokenizer_file: Path | None,
@@ -28,16 +32,21 @@ def parity_prompts(
 ) -> list[list[int]]:
     """One prompt of token ids for each of `lengths`, special tokens of the tokenizer included.
 
-    Real text through the tokenizer; where the tokenizer or the text is absent, random ids from a fixed seed.
+    Real text through the tokenizer; where the tokenizer or the text is absent, or the tokenizer makes next to
+    no tokens of the text, random ids from a fixed seed.
     A prompt is longer than asked only where special tokens alone fill it. Raises BadInput when the tokenizer
     cannot be read or gives ids outside the vocabulary.
     """
     if tokenizer_file is None or not text_file.is_file():
-        generator = np.random.default_rng(_RANDOM_SEED)
-        return [generator.integers(0, vocab_size, length).tolist() for length in lengths]
+        return _random_prompts(vocab_size, lengths)
     tokenizer = _tokenizer(tokenizer_file)
     documents = itertools.cycle(_documents(text_file))
-    prompts = [_encode(tokenizer, documents, length) for length in lengths]
+    prompts = []
+    for length in lengths:
+        prompt = _encode(tokenizer, documents, length)
+        if prompt is None:
+            return _random_prompts(vocab_size, lengths)
+        prompts.append(prompt)
     highest = max(max(prompt) for prompt in prompts)
     if highest >= vocab_size:
         raise BadInput(
@@ -45,6 +54,12 @@ def parity_prompts(
             "do not belong together"
         )
     return prompts
+
+
+def _random_prompts(vocab_size: int, lengths: Sequence[int]) -> list[list[int]]:
+    """Ids drawn from a fixed seed."""
+    generator = np.random.default_rng(_RANDOM_SEED)
+    return [generator.integers(0, vocab_size, length).tolist() for length in lengths]
 
 
 def _documents(text_file: Path) -> list[str]:
@@ -68,8 +83,8 @@ def _tokenizer(tokenizer_file: Path) -> Tokenizer:
     return tokenizer
 
 
-def _encode(tokenizer: Tokenizer, documents: Iterator[str], length: int) -> list[int]:
-    """`length` tokens from the next documents, as many as it takes."""
+def _encode(tokenizer: Tokenizer, documents: Iterator[str], length: int) -> list[int] | None:
+    """`length` tokens from the next documents, as many as it takes; None where far too many would not do."""
     room = max(length - tokenizer.num_special_tokens_to_add(is_pair=False), 1)
     text = ""
     while True:
@@ -79,4 +94,6 @@ def _encode(tokenizer: Tokenizer, documents: Iterator[str], length: int) -> list
             encoding.truncate(room)
             ids: list[int] = tokenizer.post_process(encoding).ids
             return ids
+        if len(text) > room * _CHARACTERS_A_TOKEN:
+            return None
         text += "\n\n"

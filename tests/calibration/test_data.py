@@ -70,3 +70,11 @@ def test_a_text_file_without_text_is_refused(tokenizer_file: Path, tmp_path: Pat
 
 def test_the_calibration_text_is_committed() -> None:
     assert len(TEXT_FILE.read_text(encoding="utf-8")) > 10_000
+
+
+def test_a_tokenizer_that_makes_no_words_of_text_gets_random_ids(tmp_path: Path) -> None:
+    words = Tokenizer(models.WordLevel({"unknown": 0, "word": 1}, unk_token="unknown"))
+    words.save(str(tmp_path / "tokenizer.json"))  # no pre-tokenizer: each document is one unknown word
+    prompts = parity_prompts(tmp_path / "tokenizer.json", vocab_size=50, lengths=(5, 40))
+    assert [len(prompt) for prompt in prompts] == [5, 40]
+    assert prompts == parity_prompts(None, vocab_size=50, lengths=(5, 40))
