@@ -77,7 +77,7 @@ class SkipRMSNormalization(OpRun):
     op_domain = DOMAIN
 
     def _run(self, first: Any, skip: Any, weight: Any, **_: Any) -> tuple[np.ndarray, ...]:
-        results = skip_rms_normalization(*map(torch.from_numpy, (first, skip, weight)), self.epsilon)
+        results = skip_rms_normalization(*map(torch.tensor, (first, skip, weight)), self.epsilon)
         return tuple(result.numpy() for result in results)[: len(self.onnx_node.output)]
 
 
@@ -87,7 +87,7 @@ class SwiGLU(OpRun):
     op_domain = DOMAIN
 
     def _run(self, gate_up: Any, **_: Any) -> tuple[np.ndarray]:
-        return (swiglu(torch.from_numpy(gate_up)).numpy(),)
+        return (swiglu(torch.tensor(gate_up)).numpy(),)
 
 
 class PagedAttention(OpRun):
@@ -98,7 +98,7 @@ class PagedAttention(OpRun):
     def _run(self, *arrays: Any, **_: Any) -> tuple[np.ndarray, ...]:
         names = (parameter.name for parameter in PAGED_ATTENTION.inputs)
         given = {
-            name: torch.from_numpy(np.array(array))
+            name: torch.tensor(array)
             for name, array in zip(names, arrays, strict=False)
             if array is not None
         }
