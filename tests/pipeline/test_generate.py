@@ -11,8 +11,10 @@ import pytest
 from click.testing import CliRunner
 from tokenizers import Tokenizer
 
+from model_repo.backends.text import tokenized
 from model_repo.runtime.errors import BadInput
 from model_repo.runtime.request import SamplingParams
+from model_repo.runtime.tokenizer import Tokenizer as RuntimeTokenizer
 from pipeline import BuildResult
 from pipeline.cli import main
 from pipeline.generate import generate, parse_ids
@@ -56,6 +58,20 @@ def test_without_json_the_text_follows_its_prompt(real_build: BuildResult) -> No
     result = CliRunner().invoke(main, command)
     assert result.stdout == f"hello{rows[0]['text']}\n"
     assert "4 tokens in" in result.stderr
+
+
+def test_the_text_of_one_prompt_comes_in_pieces(real_build: BuildResult) -> None:
+    pieces: list[str] = []
+    sampling = SamplingParams(max_tokens=5, temperature=0.0, ignore_eos=True)
+    (completion,) = generate(real_build.folder, ["hello"], sampling, threads=1, on_text=pieces.append)
+    assert len(pieces) == 5
+    assert "".join(pieces) == completion.text
+
+
+def test_a_prompt_is_tokenized_as_the_server_does(real_build: BuildResult) -> None:
+    tokenizer = RuntimeTokenizer.load(real_build.folder / "tokenizer.json")
+    (row,) = run(real_build.folder, "--prompt", "  to BE, or\tnot", "--max-tokens", "1")
+    assert row["prompt_ids"] == tokenized(tokenizer, "  to BE, or\tnot", 64)
 
 
 @pytest.mark.parametrize(
