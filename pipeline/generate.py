@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,25 @@ Prompt = str | Sequence[int]
 
 
 def generate(
-    folder: Path, prompts: Sequence[Prompt], sampling: SamplingParams, threads: int | None = None
+    folder: Path,
+    prompts: Sequence[Prompt],
+    sampling: SamplingParams,
+    threads: int | None = None,
+    on_text: Callable[[str], None] | None = None,
 ) -> list[Completion]:
     """Completions in the order of the prompts; the engine in `folder` runs them as one batch in flight.
 
-    A seed gives each prompt what it gives it alone. `threads`: None for what was built in. Raises BadInput
-    when the engine is missing or damaged, is no decoder, or cannot take a prompt.
+    A seed gives each prompt what it gives it alone. `threads`: None for what was built in. `on_text` gets each
+    piece of new text, of whichever prompt. Raises BadInput when the engine is missing or damaged, is no decoder, or
+    cannot take a prompt.
     """
     if not prompts:
         raise BadInput("no prompt given; give --prompt TEXT or --prompt-ids 5,17,9")
     engine = Engine.load(folder, threads=threads)
     requests = [Request(str(place), _ids(engine, prompt), sampling) for place, prompt in enumerate(prompts)]
-    return engine.generate(requests)
+    if on_text is None:
+        return engine.generate(requests)
+    return engine.generate(requests, lambda output: on_text(output.text))
 
 
 def parse_ids(text: str) -> tuple[int, ...]:

@@ -206,9 +206,10 @@ class Engine:
             self._step_log.steps.append(StepRecord(rows, executor_seconds, self._clock() - start))
         return True
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+    def generate(self, requests: Sequence[Request], on_output: Sink | None = None) -> list[Completion]:
         """Runs requests to their ends, together, on the calling thread; gives completions in the order given.
 
+        `on_output` sees every output as it comes; one that raises ends that output's request as 'cancelled'.
         Not while the engine's own thread runs. Raises what `submit` raises, before anything is computed.
         """
         if self._thread is not None:
@@ -223,7 +224,7 @@ class Engine:
         while waiting or self._has_work():
             while waiting and self._num_waiting < self._max_queue:
                 request = waiting.popleft()
-                self.submit(request, outputs[request.request_id].append)
+                self.submit(request, _keeper(outputs[request.request_id], on_output))
             self.step()
         return [_completion(request, outputs[request.request_id]) for request in requests]
 
@@ -402,6 +403,17 @@ class Engine:
     def _count_preemptions(self, count: int) -> None:
         if count:
             self.metrics.count("preemptions", count)
+
+
+def _keeper(outputs: list[Output], on_output: Sink | None) -> Sink:
+    """A sink that keeps outputs, and shows each to `on_output`."""
+
+    def keep(output: Output) -> None:
+        outputs.append(output)
+        if on_output is not None:
+            on_output(output)
+
+    return keep
 
 
 def _completion(request: Request, outputs: list[Output]) -> Completion:

@@ -42,6 +42,7 @@ def command(
 ) -> None:
     """Complete prompts with the engine built in DIR; all of them run as one batch in flight.
 
+    The text of a single prompt is written as it comes.
     Results come in the order of the prompts: texts first, then token ids. Exit code 1 when one ended in an
     error.
     """
@@ -52,12 +53,22 @@ def command(
     from pipeline.generate import generate, parse_ids, to_dict
 
     prompts: list[str | tuple[int, ...]] = [*texts, *(parse_ids(text) for text in id_lists)]
-    completions = generate(folder, prompts, SamplingParams(**sampling), threads)
+    streams = len(prompts) == 1 and not as_json
+    pieces: list[str] = []
+
+    def stream(text: str) -> None:
+        """Writes each piece of a single prompt's text when it comes, the first after the prompt."""
+        click.echo(("" if pieces else _shown(prompts[0])) + text, nl=False)
+        pieces.append(text)
+
+    completions = generate(
+        folder, prompts, SamplingParams(**sampling), threads, on_text=stream if streams else None
+    )
     for prompt, completion in zip(prompts, completions, strict=True):
         if as_json:
             click.echo(json.dumps(to_dict(completion), ensure_ascii=False))
             continue
-        click.echo(f"{prompt if isinstance(prompt, str) else list(prompt)}{completion.text}")
+        click.echo("" if streams else f"{_shown(prompt)}{completion.text}")
         first = completion.seconds_to_first_token
         rate = f"first after {first:.3f} s" if first is not None else completion.error or "no token"
         click.echo(
@@ -67,3 +78,7 @@ def command(
         )
     if any(completion.error is not None for completion in completions):
         sys.exit(1)
+
+
+def _shown(prompt: str | tuple[int, ...]) -> str:
+    return prompt if isinstance(prompt, str) else str(list(prompt))
