@@ -171,7 +171,9 @@ def _wait_until_ready(running: Server, seconds: float) -> None:
 def _reasons(log: Path) -> str:
     """The log lines that say why models were not loaded, or its end when none does."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
-    reasons = [line for line in lines if "BadInput" in line or "failed to load" in line]
+    reasons = [
+        line.split("\\n\\nAt:")[0] for line in lines if line.startswith("E") and "failed to load" in line
+    ]
     return f"; {log} says:\n" + "\n".join(reasons[-LOG_TAIL_LINES:]) if reasons else tail(log)
 
 

@@ -2,7 +2,8 @@
 
 Run with that environment's Python; needs nothing of ours. The nvidia-pytriton wheel holds a real tritonserver with
 its Python backend, but not where the server looks for it. This lays the backend folder out under
-`share/slipway/backends` and writes `bin/tritonserver`, which sets the paths and becomes the server (exec).
+`share/slipway/backends` and writes `bin/tritonserver`, which sets the paths and runs the server
+under `supervise.py`, which lets streams finish on SIGTERM.
 
     .venv-serve/bin/python pipeline/serving_environment.py
 """
@@ -17,6 +18,7 @@ import sysconfig
 from pathlib import Path
 
 BACKEND_FILES = ("libtriton_python.so", "triton_python_backend_utils.py")
+SUPERVISOR = "supervise.py"
 STUB = "triton_python_backend_stub"
 
 WRAPPER = """#!/bin/sh
@@ -27,7 +29,7 @@ site={site}
 export PATH="$here:$PATH"
 export PYTHONPATH="$site"
 export LD_LIBRARY_PATH="$site/nvidia_pytriton.libs:{libraries}${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}"
-exec "$site/pytriton/tritonserver/bin/tritonserver" \\
+exec "$here/python" "$here/../share/slipway/supervise.py" "$site/pytriton/tritonserver/bin/tritonserver" \\
     --backend-directory "$here/../share/slipway/backends" --disable-auto-complete-config \\
     --http-address 127.0.0.1 --grpc-address 127.0.0.1 --metrics-address 127.0.0.1 "$@"
 """
@@ -46,6 +48,7 @@ def lay_out(prefix: Path, site: Path) -> Path:
     for source in (*(server / "backends" / "python" / name for name in BACKEND_FILES), stub):
         shutil.copyfile(source, backend / source.name)
     (backend / STUB).chmod(0o755)
+    shutil.copyfile(Path(__file__).with_name(SUPERVISOR), prefix / "share" / "slipway" / SUPERVISOR)
     wrapper = prefix / "bin" / "tritonserver"
     wrapper.write_text(
         WRAPPER.format(site=f"'{site}'", libraries=sysconfig.get_config_var("LIBDIR")), encoding="utf-8"

@@ -25,7 +25,7 @@ from . import startup
 from .interface import GENERATED, SEEN
 from .liveness import Liveness
 from .logs import to_standard_error
-from .metrics import SECONDS, Counters, Gauges, Histograms, Total
+from .metrics import SECONDS, Counters, Gauges, Histograms, InFlight, Total
 from .outbox import Outbox, Pending, Stream
 from .tensors import arrays, error_response
 from .wire import PROBE, Piece, pack
@@ -87,6 +87,7 @@ class TritonPythonModel:
         self.engine.metrics.take_observations()  # the warm-up is nobody's request
         self.numbers = itertools.count(1)
         self.request_ids: dict[int, str] = {}
+        self.in_flight = InFlight(labels)
         self.liveness = Liveness()
         self.outbox = Outbox(lambda error: log_event(logging.ERROR, "piece not sent", error=repr(error)))
         self.stopping = threading.Event()
@@ -124,10 +125,11 @@ class TritonPythonModel:
             timeout_seconds=call["timeout_seconds"],
         )
         self.request_ids[number] = client.request_id
+        self.in_flight.add(1)
         try:
             self.engine.submit(loop_request, stream.put)
         except SlipwayError:
-            del self.request_ids[number]
+            self._forget(number)
             raise
 
     def _send(self, client: Client, pending: Pending) -> None:
@@ -151,8 +153,14 @@ class TritonPythonModel:
         if pending.error is not None:
             answer = error_response(RuntimeError(pending.error))
         self.liveness.finished(client.number)
-        del self.request_ids[client.number]
-        client.sender.send(answer, flags=FINAL)
+        try:
+            client.sender.send(answer, flags=FINAL)
+        finally:
+            self._forget(client.number)
+
+    def _forget(self, number: int) -> None:
+        del self.request_ids[number]
+        self.in_flight.add(-1)
 
     def _logprobs(self, logprobs: Sequence[TokenLogprob]) -> str:
         """JSON in the vLLM backend's form: per token an object of token id -> logprob, rank, decoded_token."""

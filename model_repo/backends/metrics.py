@@ -43,6 +43,19 @@ class Gauges:
                 self._last[name] = values[name]
 
 
+class InFlight:
+    """`slipway_in_flight`, exact at any moment: whoever stops the server waits for 0. Thread-safe."""
+
+    def __init__(self, labels: Mapping[str, str]) -> None:
+        self._families = _Families(pb_utils.MetricFamily.GAUGE)
+        family = self._families.get("in_flight", "Requests that have not been answered in full")
+        self._metric = family.Metric(labels=dict(labels))
+
+    def add(self, change: int) -> None:
+        """Counts requests in (1) or out (-1)."""
+        self._metric.increment(change)
+
+
 class Counters:
     """Totals that only grow, by runtime name. What was there `before` (a warm-up) does not count."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,12 +46,34 @@ def response(outputs: Mapping[str, npt.NDArray[Any]]) -> Any:
     return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in outputs.items()])
 
 
+CODES: Mapping[str, str] = {
+    "INVALID_ARGUMENT": "INVALID_ARG",
+    "UNAVAILABLE": "UNAVAILABLE",
+    "INTERNAL": "INTERNAL",
+}
+"""Name of a code in messages -> its name in the Python backend."""
+_TOLD = re.compile(rf"({'|'.join(CODES)}): (.*)", re.DOTALL)
+
+
 def error_response(error: Exception) -> Any:
-    """A response that tells one client what was wrong: its own fault, a full queue, or ours."""
-    if isinstance(error, BadInput):
-        code = pb_utils.TritonError.INVALID_ARG
-    elif isinstance(error, Busy):
-        code = pb_utils.TritonError.UNAVAILABLE
-    else:
-        code = pb_utils.TritonError.INTERNAL
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
+    """A response that tells one client what was wrong: its own fault, a full queue, or ours.
+
+    The message begins with the code's name: streams and calls inside the server deliver no code, only the text.
+    """
+    name = "INVALID_ARGUMENT" if isinstance(error, BadInput) else "INTERNAL"
+    if isinstance(error, Busy):
+        name = "UNAVAILABLE"
+    return _refusal(name, str(error))
+
+
+def passed_on(message: str) -> Any:
+    """A response with the error of a model that was called inside the server, its code restored."""
+    told = _TOLD.search(message)
+    name = told[1] if told else "INTERNAL"
+    text = told[2] if told else message
+    return _refusal(name, text)
+
+
+def _refusal(name: str, text: str) -> Any:
+    code = getattr(pb_utils.TritonError, CODES[name])
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{name}: {text}", code))

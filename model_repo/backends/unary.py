@@ -16,7 +16,7 @@ import triton_python_backend_utils as pb_utils
 
 from . import startup
 from .interface import DECODER_OUTPUTS
-from .tensors import error_response
+from .tensors import error_response, passed_on
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
@@ -62,7 +62,7 @@ class TritonPythonModel:
         )
         for answer in await inner.async_exec(decoupled=True):
             if answer.has_error():
-                return pb_utils.InferenceResponse(error=answer.error())
+                return passed_on(answer.error().message())
             if answer.output_tensors():
                 return answer
         raise RuntimeError(f"{self.ensemble} sent no response")

@@ -1,0 +1,98 @@
+"""One real tritonserver for all end-to-end tests, with the demo model and MiniLM."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model_repo.emit import emit
+from model_repo.runtime.manifest import FileRecord, Manifest
+from pipeline import Recipe, build
+from pipeline.recipe import ServeRecipe
+from pipeline.serve import Server, server
+
+CHAT_TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+MAX_QUEUE = 16
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything in this folder starts a real server."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.e2e)
+
+
+@pytest.fixture(scope="session")
+def builds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders with the compiled engines of `minilm` and `demo`; the latter got a chat template."""
+    root = tmp_path_factory.mktemp("builds")
+    stages = ("export", "fuse", "lower", "compile")
+    folders = {
+        name: build(Recipe.for_model(name), root / name, stages=stages).folder for name in ("demo", "minilm")
+    }
+    template = folders["demo"] / "chat_template.jinja"
+    template.write_text(CHAT_TEMPLATE)
+    manifest = Manifest.read(folders["demo"] / "engine.json")
+    outputs = (*manifest.outputs, FileRecord.of(template, folders["demo"]))
+    dataclasses.replace(manifest, outputs=outputs).write(folders["demo"] / "engine.json")
+    return folders
+
+
+@pytest.fixture(scope="session")
+def running(builds: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The server that all tests share; each test leaves it idle."""
+    repository = tmp_path_factory.mktemp("shared") / "repository"
+    emit(list(builds.items()), repository, ServeRecipe(max_queue=MAX_QUEUE))
+    with server(repository) as started:
+        yield started
+
+
+@pytest.fixture
+def idle(running: Server) -> Iterator[Server]:
+    """The shared server; after the test it must become idle again: nothing runs, no block is taken."""
+    yield running
+    until(lambda: metric(running, "slipway_running", model="demo") == 0, "no request runs any more")
+    until(lambda: metric(running, "slipway_waiting", model="demo") == 0, "no request waits any more")
+    until(lambda: metric(running, "slipway_kv_blocks_used", model="demo") == 0, "all blocks are free")
+
+
+def until(condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
+    """Polls until `condition` holds; fails with `what` when it does not within `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {seconds:g} s: {what}")
+        time.sleep(0.02)
+
+
+def metric(running: Server, name: str, **labels: str) -> float:
+    """One value of the metrics port. Fails when there is none with these labels."""
+    for line in running.metrics().splitlines():
+        match = re.fullmatch(r"(\w+)\{(.*)\} (\S+)", line)
+        if (
+            match
+            and match[1] == name
+            and labels.items() <= dict(re.findall(r'(\w+)="([^"]*)"', match[2])).items()
+        ):
+            return float(match[3])
+    pytest.fail(f"no metric {name} with {labels}")
+
+
+def post(running: Server, path: str, body: dict[str, Any]) -> tuple[int, str]:
+    """Sends JSON to the HTTP interface; gives status and text."""
+    request = urllib.request.Request(f"{running.url}/v2/models/{path}", json.dumps(body).encode())
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
