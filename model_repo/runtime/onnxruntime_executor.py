@@ -14,9 +14,13 @@ import onnxruntime as ort
 from .contract import LOGITS, EngineSpec, StepTensors, key_cache, value_cache
 from .errors import BadInput
 from .executor import BucketRule
+from .huge_pages import collapse
 
 MAX_BINDINGS = 64
 """Shapes whose buffers are kept. Decode steps of a steady load come back to the same few."""
+
+LARGE_BYTES = 64 << 20
+"""Weights from this size on are put on large pages; smaller ones live in the processor's caches anyway."""
 
 POOL_DTYPES: dict[str, Any] = {"float32": np.float32, "float16": np.float16}
 
@@ -71,6 +75,8 @@ class OnnxRuntimeExecutor:
                 self._pool_arrays.append(pool)
                 self._pools[name] = ort.OrtValue.ortvalue_from_numpy(pool)
         self._graph_inputs = {value.name for value in self._session.get_inputs()}
+        if sum(path.stat().st_size for path in (folder / "weights").glob("*")) >= LARGE_BYTES:
+            collapse()
 
     @property
     def bucket_rule(self) -> BucketRule:
