@@ -20,6 +20,7 @@ help:
 	@echo "make test                      lint, types and every test, the real server included"
 	@echo "make engine MODEL=...          all stages into OUT/<model>/   [TARGET=$(TARGET)] [PRECISION=$(PRECISION)] [OUT=$(OUT)]"
 	@echo "make serve MODEL=...           builds if needed and serves in the foreground until Ctrl-C"
+	@echo "make plugins                   the operators of plugins/, compiled   [ORT_INCLUDE=...]"
 	@echo "MODEL: demo, minilm, or a folder in Hugging Face format. More: $(SLIPWAY) --help"
 
 # An environment is ready when every package of its lock file is in it; a changed lock file brings it up to date.
@@ -53,8 +54,9 @@ engine: .venv/ready
 serve: environments
 	@$(SLIPWAY) serve "$(MODEL)" --target $(TARGET) --precision $(PRECISION) --output "$(OUT)/$(NAME)"
 
+# ORT_INCLUDE=DIR: check the C interface against ONNX Runtime's own headers in DIR.
 plugins: .venv/ready
-	@$(COMPILE)/python -m plugins.cpu.build
+	@$(COMPILE)/python -m plugins.cpu.build $(if $(ORT_INCLUDE),--ort-include "$(ORT_INCLUDE)")
 
 test: environments lint types runtime-tests unit
 
