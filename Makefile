@@ -32,7 +32,7 @@ help:
 	@$(COMPILE)/python $(PIP) --require-hashes -r requirements/torch-cpu.lock 2>/dev/null || \
 	    { echo "pip sees no CPU build of PyTorch here: installing the CUDA build and its libraries (several GB) ..."; \
 	      $(COMPILE)/python $(PIP) --require-hashes -r requirements/torch-cuda.lock; }
-	@$(COMPILE)/python $(PIP) --no-build-isolation -e .
+	@PYTHONWARNINGS=ignore $(COMPILE)/python $(PIP) --no-build-isolation -e .
 	@touch $@
 
 .venv-serve/ready: requirements/serve.lock pipeline/serving_environment.py
