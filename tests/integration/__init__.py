@@ -1,0 +1,1 @@
+"""Tests of a compiled model in the engine loop."""
