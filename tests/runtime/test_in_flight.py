@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from model_repo.runtime.request import Request, SamplingParams
+from model_repo.runtime.sampler import Row, sample
 from model_repo.runtime.step_log import StepRecord
 from tests.runtime.drive import Client, alone, fake_engine, greedy, logged_engine, request
-from tests.runtime.fake_executor import fake_spec, greedy_completion
+from tests.runtime.fake_executor import fake_spec, greedy_completion, logits_after
 
 
 def _has_prefill_and_decode(step: StepRecord) -> bool:
@@ -60,6 +61,39 @@ def test_no_piece_of_a_prompt_is_a_single_token(budget: int) -> None:
         chunks = [row.num_new_tokens for step in log.steps for row in step.rows]
         assert sum(chunks) == length
         assert min(chunks) >= 2
+
+
+def test_more_requests_than_tokens_of_a_step_all_get_their_turn() -> None:
+    engine, log = logged_engine(fake_spec(max_batch=6, token_budget=4))
+    completions = engine.generate([request(f"r{i}", [i], greedy(8)) for i in range(6)])
+    for i, completion in enumerate(completions):
+        assert list(completion.token_ids) == greedy_completion([i], 8)
+    assert max(len(step.rows) for step in log.steps) == 4
+
+
+def test_one_token_that_is_left_of_a_step_is_not_spent_on_a_prompt() -> None:
+    engine, log = logged_engine(fake_spec(max_batch=4, token_budget=4))
+    client = Client(engine)
+    for i in range(3):
+        client.submit(request(f"r{i}", [i, i + 1], greedy(12)))
+    for _ in range(4):
+        engine.step()
+    client.submit(request("long", range(20), greedy(2)))
+    client.run()
+    chunks = [row.num_new_tokens for step in log.steps for row in step.rows if row.request_id == "long"]
+    assert client.tokens("long") == greedy_completion(range(20), 2)
+    assert chunks[-1] == 1, "its second token"
+    assert min(chunks[:-1]) >= 2
+
+
+def test_each_output_token_has_a_random_number_of_its_own() -> None:
+    sampling = SamplingParams(max_tokens=10, temperature=1.3, top_k=20, seed=99)
+    completion = fake_engine().generate([Request("r", (3, 1, 4), sampling)])[0]
+    tokens = [3, 1, 4]
+    for position in range(10):
+        row = Row(sampling, 99, position, None)
+        tokens.append(sample(logits_after(tokens)[None], [row])[0].token_id)
+    assert list(completion.token_ids) == tokens[3:]
 
 
 def _crowd(sampling: SamplingParams) -> list[Request]:
