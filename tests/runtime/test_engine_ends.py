@@ -333,7 +333,7 @@ def test_a_fault_of_the_loop_ends_every_request_with_an_error() -> None:
     def broken_plan() -> None:
         raise ZeroDivisionError("a bug")
 
-    engine._scheduler.plan = broken_plan  # type: ignore[method-assign, assignment]
+    engine._scheduler.plan = broken_plan  # type: ignore[method-assign]
     waiter = Waiter()
     engine.submit(request("r", PROMPT), waiter)
     engine.start()

@@ -186,7 +186,7 @@ def test_a_failing_graph_ends_the_request_and_not_the_loop(tmp_path: Path) -> No
         failing.append(False)
         return run(StepTensors(**{**vars(tensors), "logits_indices": rows}))
 
-    executor.run = out_of_range  # type: ignore[method-assign]
+    executor.run = out_of_range  # type: ignore[method-assign, assignment]
     sampling = SamplingParams(max_tokens=2, temperature=0.0)
     failed = engine.generate([Request("a", (1, 2), sampling)])[0]
     assert failed.finish_reason == "error"

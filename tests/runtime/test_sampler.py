@@ -118,7 +118,7 @@ def test_tokens_ruled_out_by_the_model_are_never_chosen() -> None:
     logits = np.full((1, 128), -np.inf, np.float32)
     logits[0, [3, 77]] = 0.5
     for values in ({}, {"top_k": 10}, {"top_p": 0.999}, {"min_p": 0.1}):
-        params = SamplingParams(**values)  # type: ignore[arg-type]
+        params = SamplingParams(**values)
         tokens = {sample(logits, [Row(params, seed, 0, None)])[0].token_id for seed in range(40)}
         assert tokens == {3, 77}
 
