@@ -10,6 +10,7 @@ import itertools
 import json
 import logging
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +23,7 @@ from ..runtime.logs import log_event
 from ..runtime.output import TokenLogprob
 from ..runtime.request import Request, SamplingParams
 from . import startup
-from .interface import GENERATED, SEEN
-from .liveness import Liveness
+from .interface import GENERATED, GONE
 from .logs import to_standard_error
 from .metrics import SECONDS, Counters, Gauges, Histograms, InFlight, Total
 from .outbox import Outbox, Pending, Stream
@@ -66,6 +66,7 @@ class Client:
     sender: Any
     echo: str
     cumulative_logprob: float = 0.0
+    checked_at: float = 0.0
 
 
 class TritonPythonModel:
@@ -88,7 +89,6 @@ class TritonPythonModel:
         self.numbers = itertools.count(1)
         self.request_ids: dict[int, str] = {}
         self.in_flight = InFlight(labels)
-        self.liveness = Liveness()
         self.outbox = Outbox(lambda error: log_event(logging.ERROR, "piece not sent", error=repr(error)))
         self.stopping = threading.Event()
         self.watch = threading.Thread(target=self._watch, name="slipway-watch", daemon=True)
@@ -137,7 +137,7 @@ class TritonPythonModel:
         client.cumulative_logprob += sum(entry.logprob for entry in pending.logprobs)
         piece = Piece(
             stream=client.number,
-            ordinal=pending.ordinal,
+            check=self._due(client),
             num_prompt_tokens=pending.num_prompt_tokens,
             num_new_tokens=pending.num_tokens,
             cumulative_logprob=client.cumulative_logprob,
@@ -148,11 +148,9 @@ class TritonPythonModel:
         answer = pb_utils.InferenceResponse([pb_utils.Tensor(GENERATED[0].name, pack(piece))])
         if pending.finish_reason is None:
             client.sender.send(answer)
-            self.liveness.sent(client.number, pending.ordinal)
             return
         if pending.error is not None:
             answer = error_response(RuntimeError(pending.error))
-        self.liveness.finished(client.number)
         try:
             client.sender.send(answer, flags=FINAL)
         finally:
@@ -189,21 +187,28 @@ class TritonPythonModel:
             self.counters.publish(stats)
             self.histograms.publish(self.engine.metrics.take_observations())
 
+    def _due(self, client: Client) -> bool:
+        """Whether this piece should ask if its client is still there: one look costs as much as a response."""
+        now = time.monotonic()
+        due = now - client.checked_at >= WATCH_SECONDS
+        if due:
+            client.checked_at = now
+        return due
+
     def _cancel_gone(self) -> None:
-        unconfirmed = self.liveness.unconfirmed()
-        if not unconfirmed:
+        """Cancels the requests whose clients postprocess found gone."""
+        if not self.request_ids:
             return
         probe = pb_utils.InferenceRequest(
             model_name=self.postprocess,
-            requested_output_names=[SEEN.name],
-            inputs=[pb_utils.Tensor(GENERATED[0].name, PROBE.reshape(1, -1))],
+            requested_output_names=[GONE.name],
+            inputs=[pb_utils.Tensor(GENERATED[0].name, PROBE)],
         )
         answer = probe.exec()
         if answer.has_error():
             log_event(logging.WARNING, "cannot tell which clients are gone", error=answer.error().message())
             return
-        numbers: list[int] = answer.output_tensors()[0].as_numpy().reshape(-1).tolist()
-        for number in self.liveness.gone(unconfirmed, dict(zip(numbers[::2], numbers[1::2], strict=True))):
+        for number in answer.output_tensors()[0].as_numpy().tolist():
             request_id = self.request_ids.get(number)
             if request_id is not None:
                 self.engine.cancel(request_id)

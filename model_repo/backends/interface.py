@@ -71,7 +71,7 @@ PREPROCESSED: tuple[Field, ...] = (
 GENERATED: tuple[Field, ...] = (Field("piece", "UINT8", (-1,), "one response packed by `wire.pack`"),)
 """What the engine loop sends per response: one plain tensor, because each one costs time at every token."""
 
-SEEN = Field("seen", "UINT64", (-1,), "answer to a probe: which pieces came through, see `liveness`")
+GONE = Field("gone", "UINT64", (-1,), "answer to a probe: streams whose client is gone")
 
 ENCODER_INPUTS: tuple[Field, ...] = (Field("text_input", "STRING", (1,), "the text"),)
 TOKENIZED: tuple[Field, ...] = (Field("input_ids", "INT32", (-1,), "tokens; rows are filled with -1"),)

@@ -5,6 +5,7 @@ Published by a thread now and then: every update is a message to the server, too
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -50,10 +51,14 @@ class InFlight:
         self._families = _Families(pb_utils.MetricFamily.GAUGE)
         family = self._families.get("in_flight", "Requests that have not been answered in full")
         self._metric = family.Metric(labels=dict(labels))
+        self._lock = threading.Lock()  # two threads at once on one metric lose updates
+        self._count = 0
 
     def add(self, change: int) -> None:
         """Counts requests in (1) or out (-1)."""
-        self._metric.increment(change)
+        with self._lock:
+            self._count += change
+            self._metric.set(self._count)
 
 
 class Counters:

@@ -11,18 +11,21 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-HEADER = struct.Struct("<QIIIdII")
-"""Stream, ordinal, prompt tokens, new tokens, cumulative log-probability, bytes of text, of finish reason."""
+HEADER = struct.Struct("<Q?IIdII")
+"""Stream, check, prompt tokens, new tokens, cumulative log-probability, bytes of text, of finish reason."""
 
 PROBE = np.zeros(1, dtype=np.uint8)
-"""Sent instead of a piece to ask which pieces have come through; shorter than any piece."""
+"""Sent instead of a piece to ask which clients are gone; shorter than any piece."""
 
 
 class Piece(NamedTuple):
-    """What one response carries. Text is UTF-8, `logprobs` JSON; `ordinal` counts from 1."""
+    """What one response carries. Text is UTF-8, `logprobs` JSON.
+
+    `check` asks postprocess to look whether the client of `stream` is still there.
+    """
 
     stream: int
-    ordinal: int
+    check: bool
     num_prompt_tokens: int
     num_new_tokens: int
     cumulative_logprob: float
@@ -35,7 +38,7 @@ def pack(piece: Piece) -> npt.NDArray[np.uint8]:
     """uint8 [bytes]."""
     header = HEADER.pack(
         piece.stream,
-        piece.ordinal,
+        piece.check,
         piece.num_prompt_tokens,
         piece.num_new_tokens,
         piece.cumulative_logprob,
@@ -51,12 +54,12 @@ def unpack(packed: npt.NDArray[np.uint8]) -> Piece | None:
     data = packed.tobytes()
     if len(data) < HEADER.size:
         return None
-    stream, ordinal, num_prompt, num_new, cumulative, num_text, num_reason = HEADER.unpack_from(data)
+    stream, check, num_prompt, num_new, cumulative, num_text, num_reason = HEADER.unpack_from(data)
     text, reason = HEADER.size, HEADER.size + num_text
     logprobs = reason + num_reason
     return Piece(
         stream,
-        ordinal,
+        check,
         num_prompt,
         num_new,
         cumulative,

@@ -6,13 +6,9 @@ from pathlib import Path
 
 from ..backends import interface
 from ..runtime.manifest import Manifest
-from .configs import DynamicBatching, EnsembleStep, ModelConfig, Tensor
+from .configs import EnsembleStep, ModelConfig, Tensor
 from .files import ENGINE, ModelFiles
 from .settings import ServeSettings
-
-POSTPROCESS_BATCH = 256
-POSTPROCESS_DELAY_MICROSECONDS = 1000
-"""The pieces of one step leave within about a millisecond: waiting for them makes one call of them."""
 
 
 def tensors(
@@ -76,10 +72,8 @@ def decoder(name: str, engine_dir: Path, manifest: Manifest, serve: ServeSetting
         ModelFiles(
             ModelConfig(
                 postprocess,
-                tensors(interface.GENERATED, ragged=True),
-                (*outputs, *tensors((interface.SEEN,))),
-                max_batch_size=POSTPROCESS_BATCH,
-                dynamic_batching=DynamicBatching(POSTPROCESS_DELAY_MICROSECONDS),
+                tensors(interface.GENERATED),
+                (*outputs, *tensors((interface.GONE,))),
             ),
             "postprocess",
             requirements=("numpy>=1.26",),

@@ -62,6 +62,7 @@ def idle(running: Server) -> Iterator[Server]:
     """The shared server; after the test it must become idle again: nothing runs, no block is taken."""
     yield running
     until(lambda: metric(running, "slipway_running", model="demo") == 0, "no request runs any more")
+    until(lambda: metric(running, "slipway_in_flight", model="demo") == 0, "all requests are answered")
     until(lambda: metric(running, "slipway_waiting", model="demo") == 0, "no request waits any more")
     until(lambda: metric(running, "slipway_kv_blocks_used", model="demo") == 0, "all blocks are free")
 

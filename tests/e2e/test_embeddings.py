@@ -36,18 +36,23 @@ def batches(running: Server) -> dict[str, float]:
 
 
 def test_eight_texts_that_arrive_together_are_one_batch(running: Server) -> None:
-    """Of 8 different lengths, sent while the engine is busy with something long, so that they all wait."""
+    """Of 8 different lengths, sent while the engine is busy with a full batch, so that they all wait."""
     with grpcclient.InferenceServerClient(running.grpc) as client:
         embed(running.grpc, "minilm", ["warm"])
         before, total = batches(running), metric(running, "slipway_batch_size_sum", model="minilm")
         answers: list[Any] = []
-        send(client, ["word " * 240] * 48, answers)
+        tokenized = metric(running, "nv_inference_request_success", model="minilm_preprocess")
+        send(client, ["word " * 120] * 64, answers)
+        until(
+            lambda: metric(running, "nv_inference_request_success", model="minilm_preprocess") > tokenized,
+            "the full batch is in the engine",
+        )
         for text in TEXTS:
             send(client, [text], answers)
         until(lambda: len(answers) == 9, "all are answered")
     assert not [answer for answer in answers if isinstance(answer, Exception)]
     until(
-        lambda: metric(running, "slipway_batch_size_sum", model="minilm") == total + 56,
+        lambda: metric(running, "slipway_batch_size_sum", model="minilm") == total + 72,
         "both batches counted",
     )
     after = batches(running)
