@@ -31,7 +31,8 @@ def plain_distribution(logits: npt.NDArray[np.float32], params: SamplingParams, 
         order = order[: params.top_k]
     order = [token for token in order if weights[token] >= params.min_p * weights[order[0]]]
     total = sum(weights[token] for token in order)
-    kept, mass = [], 0.0
+    kept: list[int] = []
+    mass = 0.0
     for token in order:
         if kept and params.top_p < 1 and mass >= params.top_p * total:
             break
