@@ -6,48 +6,26 @@ import argparse
 import json
 import os
 import resource
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from model_repo.runtime.engine import Engine
-from model_repo.runtime.request import Request, SamplingParams
-from model_repo.runtime.step_log import StepLog, StepRecord
-
-
-def requests(streams: int, context: int, new_tokens: int, vocab_size: int, seed: int) -> list[Request]:
-    """Random prompts of `context` tokens, greedy, to run to `new_tokens`."""
-    random = np.random.default_rng(seed)
-    sampling = SamplingParams(max_tokens=new_tokens, temperature=0.0, ignore_eos=True)
-    prompts = random.integers(1, vocab_size, (streams, context))
-    return [Request(f"{seed}-{i}", tuple(map(int, prompt)), sampling) for i, prompt in enumerate(prompts)]
+from model_repo.runtime.step_log import StepLog
+from pipeline.bench import decodes, run_steps
 
 
 def measure_decode(engine: Engine, log: StepLog, streams: int, context: int, steps: int) -> dict[str, float]:
     """Steps in which every stream got one token: tokens per second, and the share of time outside the engine."""
-    log.steps.clear()
-    engine.generate(requests(streams, context, steps + 1, engine.spec.vocab_size, seed=1))
-    full = [step for step in log.steps if _is_decode(step, streams)]
+    full = [step for step in run_steps(engine, log, streams, context, steps + 1) if decodes(step, streams)]
     seconds = sum(step.seconds for step in full)
     inside = sum(step.executor_seconds for step in full)
     return {"tokens_per_second": streams * len(full) / seconds, "python_share": 1 - inside / seconds}
 
 
 def measure_prefill(engine: Engine, log: StepLog, tokens: int) -> dict[str, float]:
-    """One prompt, from submission to its first token; the better of two."""
-    best = float("inf")
-    for seed in (2, 3):
-        log.steps.clear()
-        start = time.perf_counter()
-        engine.generate(requests(1, tokens, 1, engine.spec.vocab_size, seed))
-        best = min(best, time.perf_counter() - start)
-    return {"tokens_per_second": tokens / best}
-
-
-def _is_decode(step: StepRecord, streams: int) -> bool:
-    return len(step.rows) == streams and all(row.num_new_tokens == 1 for row in step.rows)
+    """One prompt, all of its steps; the better of two."""
+    seconds = min(sum(step.seconds for step in run_steps(engine, log, 1, tokens, 1)) for _ in range(2))
+    return {"tokens_per_second": tokens / seconds}
 
 
 def main() -> None:

@@ -61,7 +61,7 @@ def bench(folder: Path, spec: EngineSpec, threads: int | None = None) -> list[Ra
 
 def _prefill(engine: Engine, log: StepLog) -> Rate:
     tokens = min(PREFILL_TOKENS, engine.limits.max_length - 2)
-    records = [_run(engine, log, 1, tokens, 1) for _ in range(ROUNDS)]
+    records = [run_steps(engine, log, 1, tokens, 1) for _ in range(ROUNDS)]
     seconds = statistics.median(sum(step.seconds for step in steps) for steps in records)
     return Rate(f"prefill of {tokens}", tokens / seconds, "tokens/s", _loop_share(records))
 
@@ -78,20 +78,20 @@ def _decode(engine: Engine, log: StepLog, streams: int) -> Rate:
         )
     rounds = []
     for _ in range(ROUNDS):
-        records = _run(engine, log, streams, context, steps + 1)
-        rounds.append([step for step in records if _decodes(step, streams)])
+        records = run_steps(engine, log, streams, context, steps + 1)
+        rounds.append([step for step in records if decodes(step, streams)])
     rate = statistics.median(
         streams * len(records) / sum(step.seconds for step in records) for records in rounds
     )
     return Rate(f"decode, {streams} streams from {context}", rate, "tokens/s", _loop_share(rounds))
 
 
-def _decodes(step: StepRecord, streams: int) -> bool:
+def decodes(step: StepRecord, streams: int) -> bool:
     """Whether a step holds all streams, with one new token each."""
     return len(step.rows) == streams and all(row.num_new_tokens == 1 for row in step.rows)
 
 
-def _run(engine: Engine, log: StepLog, streams: int, context: int, new_tokens: int) -> list[StepRecord]:
+def run_steps(engine: Engine, log: StepLog, streams: int, context: int, new_tokens: int) -> list[StepRecord]:
     """The steps of `streams` requests of `context` random tokens that generate `new_tokens` each."""
     generator = np.random.default_rng(_SEED)
     sampling = SamplingParams(max_tokens=new_tokens, temperature=0.0, ignore_eos=True)
