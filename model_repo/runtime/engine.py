@@ -22,7 +22,7 @@ from .metrics import Metrics
 from .onnxruntime_executor import OnnxRuntimeExecutor
 from .output import Completion, FinishReason, Output
 from .request import Request, SamplingParams
-from .sampler import sample
+from .sampler import NO_TOKEN, sample
 from .scheduler import Scheduler, StepPlan
 from .sequence import Sequence as ScheduledSequence
 from .step_log import StepLog, StepRecord, StepRow
@@ -326,10 +326,19 @@ class Engine:
         executor_seconds = self._clock() - begun
         wanted = [self._live[entry.sequence] for entry in plan.entries if entry.num_logit_rows]
         sampled = sample(logits[: len(wanted)], [live.sampling_row() for live in wanted]) if wanted else []
+        chosen: list[LiveRequest] = []
+        broken: list[LiveRequest] = []
         for live, result in zip(wanted, sampled, strict=True):
-            live.take(result)
+            if result.token_id == NO_TOKEN:
+                self._scheduler.finish(live.sequence, "error")  # `commit` passes over what has ended
+                broken.append(live)
+            else:
+                live.take(result)
+                chosen.append(live)
         self._scheduler.commit(plan, [result.token_id for result in sampled])
-        return executor_seconds, wanted
+        for live in broken:
+            self._end(live, "error", "the model gave logits that are not numbers for this request")
+        return executor_seconds, chosen
 
     def _deliver(self, live: LiveRequest) -> None:
         """Sends a request's new text; ends it when a stop string came."""

@@ -60,7 +60,8 @@ class OnnxRuntimeExecutor:
     def __init__(self, folder: Path, spec: EngineSpec, num_blocks: int, threads: int) -> None:
         plugin = folder / spec.plugin if spec.plugin else None
         self._session = session(folder / spec.graph, plugin, threads)
-        self._vocab_size = spec.vocab_size
+        # One buffer for all shapes: logits are used up before the next step.
+        self._logits = np.empty((spec.decoder_limits.max_batch, spec.vocab_size), np.float32)
         self._bindings: OrderedDict[tuple[int, ...], _Binding] = OrderedDict()
         self._pools: dict[str, Any] = {}
         self._pool_arrays: list[npt.NDArray[Any]] = []
@@ -91,21 +92,16 @@ class OnnxRuntimeExecutor:
     def run(self, step: StepTensors) -> npt.NDArray[np.float32]:
         """See `Executor.run`."""
         selected = len(step.logits_indices)
-        shape = (len(step.input_ids), len(step.past_lens), step.block_table.shape[1], max(selected, 2))
+        shape = (len(step.input_ids), len(step.past_lens), step.block_table.shape[1], selected)
         binding = self._bindings.get(shape)
         if binding is None:
             binding = self._bind(shape)
         else:
             self._bindings.move_to_end(shape)
         for name, buffer in binding.inputs.items():
-            array = getattr(step, name)
-            if name == "logits_indices":
-                buffer[:selected] = array
-                buffer[selected:] = array[0]
-            else:
-                buffer[...] = array
+            buffer[...] = getattr(step, name)
         self._session.run_with_iobinding(binding.io)
-        return binding.logits[:selected]
+        return binding.logits
 
     def _bind(self, shape: tuple[int, ...]) -> _Binding:
         tokens, batch, max_blocks, selected = shape
@@ -123,7 +119,7 @@ class OnnxRuntimeExecutor:
         inputs = {
             name: np.zeros(size, np.int32) for name, size in shapes.items() if name in self._graph_inputs
         }
-        logits = np.empty((selected, self._vocab_size), np.float32)
+        logits = self._logits[:selected]
         keep = []
         for name, array in inputs.items():
             value = ort.OrtValue.ortvalue_from_numpy(array)

@@ -38,21 +38,28 @@ class Row(NamedTuple):
 
 
 class Sampled(NamedTuple):
-    """The chosen token, and its log-probabilities where they were asked for."""
+    """The chosen token, and its log-probabilities where they were asked for.
+
+    `token_id` NO_TOKEN: the logits hold a NaN or no finite largest value, and nothing can be chosen.
+    """
 
     token_id: int
     logprob: TokenLogprob | None
 
 
+NO_TOKEN = -1
+
+
 def sample(logits: npt.NDArray[np.float32], rows: list[Row]) -> list[Sampled]:
     """Chooses a token for each row of `logits` [rows, vocab] float32, which is left as it is."""
-    plain = [row.params.greedy and row.seen is None for row in rows]
-    likeliest = logits.argmax(axis=1) if any(plain) else None
+    likeliest = logits.argmax(axis=1)
     sampled: list[Sampled] = []
     for index, row in enumerate(rows):
-        if plain[index] and likeliest is not None:
-            token = int(likeliest[index])
-        else:
+        token = int(likeliest[index])  # the place of a NaN where there is one
+        if not math.isfinite(logits[index, token]):
+            sampled.append(Sampled(NO_TOKEN, None))
+            continue
+        if not row.params.greedy or row.seen is not None:
             token = _choose(logits[index], row)
         wanted = row.params.logprobs
         sampled.append(Sampled(token, None if wanted is None else _logprobs(logits[index], token, wanted)))

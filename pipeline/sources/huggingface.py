@@ -178,16 +178,36 @@ def _text_config(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, **nested} if isinstance(nested, dict) else config
 
 
+_TEMPLATE_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
 def _chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> str | None:
-    """The Jinja text: a file of its own, or the tokenizer's (one text, or several by name)."""
+    """The Jinja text: a file of its own, or the tokenizer's (one text, or several by name).
+
+    Templates use the tokenizer's special tokens by name; the names are set at its beginning, so that the text
+    stands by itself.
+    """
     file = folder / "chat_template.jinja"
+    template: Any = tokenizer_config.get("chat_template")
     if file.is_file():
-        return file.read_text(encoding="utf-8")
-    template = tokenizer_config.get("chat_template")
+        template = file.read_text(encoding="utf-8")
     if isinstance(template, list):
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
         template = named.get("default")
-    return template if isinstance(template, str) else None
+    if not isinstance(template, str):
+        return None
+    names = "".join(
+        f"{{% set {name} = {json.dumps(token)} %}}"
+        for name in _TEMPLATE_TOKENS
+        if isinstance(token := _token_text(tokenizer_config.get(name)), str)
+    )
+    # The empty expression keeps trim_blocks away from the template's own first line.
+    return f"{names}{{{{ '' }}}}{template}" if names else template
+
+
+def _token_text(token: Any) -> Any:
+    """A special token as tokenizer_config.json holds it: text, or an object with its content."""
+    return token.get("content") if isinstance(token, dict) else token
 
 
 def _end_token_ids(generation: dict[str, Any], config: dict[str, Any]) -> tuple[int, ...]:

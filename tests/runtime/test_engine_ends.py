@@ -7,6 +7,8 @@ import threading
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 from model_repo.runtime.contract import StepTensors
@@ -200,6 +202,34 @@ def test_a_step_that_fails_ends_its_requests_and_no_others() -> None:
     assert engine.stats()["kv_blocks_used"] == 0
     client.run()
     assert client.tokens("waits") == NEXT[:5]
+
+
+@pytest.mark.parametrize("params", [greedy(5), SamplingParams(max_tokens=5, temperature=0.7, seed=1)])
+def test_logits_that_are_no_numbers_end_their_own_request(params: SamplingParams) -> None:
+    spec = fake_spec(max_batch=2)
+
+    class Broken(FakeExecutor):
+        """Gives NaN in the first row of the third step."""
+
+        steps = 0
+
+        def run(self, step: StepTensors) -> npt.NDArray[np.float32]:
+            logits = super().run(step)
+            self.steps += 1
+            if self.steps == 3:
+                logits[0, 5] = np.nan
+            return logits
+
+    engine = Engine(Broken(spec), spec)
+    client = Client(engine)
+    client.submit(request("a", PROMPT, params))
+    client.submit(request("b", PROMPT, greedy(5)))
+    client.run()
+    last = client.outputs["a"][-1]
+    assert (last.finish_reason, last.completion_tokens) == ("error", 2)
+    assert "not numbers" in str(last.error)
+    assert client.tokens("b") == NEXT[:5]
+    assert engine.stats()["kv_blocks_used"] == 0
 
 
 class NoTokenizer:

@@ -78,3 +78,9 @@ def test_a_template_that_fails_names_the_reason(template: str) -> None:
 def test_a_template_with_a_python_error_is_refused_too(template: str) -> None:
     with pytest.raises(BadInput, match=r"refuses these messages: ."):
         tiny_tokenizer(template).render(MESSAGES)
+
+
+def test_templates_have_the_helpers_that_transformers_gives_them() -> None:
+    template = "{{ messages[0] | tojson }}{{ strftime_now('%Y') | length }}"
+    text = Tokenizer(tiny_tokenizer(), template).render([{"role": "user", "content": "<é>"}])
+    assert text == '{"role": "user", "content": "<é>"}4'

@@ -14,9 +14,19 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, RobertaConfig, RobertaModel
+from tokenizers import Tokenizer, models
+from transformers import (
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaModel,
+)
 
 from model_repo.runtime.errors import BadInput
+from model_repo.runtime.tokenizer import Tokenizer as RuntimeTokenizer
 from pipeline.recipe import SourceRecipe
 from pipeline.sources import Source, open_source
 from pipeline.sources.checkpoint import read_header
@@ -73,6 +83,20 @@ def test_a_decoder_is_opened_with_what_its_files_say(folder: Path) -> None:
     assert source.tokenizer_file == folder / "tokenizer.json"
     names = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", WEIGHTS}
     assert {file.name for file in source.files} == names
+
+
+def test_a_chat_template_knows_the_special_tokens(folder: Path) -> None:
+    words = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "?": 2}, unk_token="?"))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, bos_token="<s>", eos_token="</s>", unk_token="?"
+    )
+    tokenizer.chat_template = "\n{{ bos_token }}{{ messages[0].content }}{{ eos_token }}"
+    tokenizer.save_pretrained(folder)
+    template = _open(folder).chat_template
+    assert template is not None
+    messages = [{"role": "user", "content": "hi"}]
+    expected = tokenizer.apply_chat_template(messages, tokenize=False)
+    assert RuntimeTokenizer(words, template).render(messages) == expected == "\n<s>hi</s>"
 
 
 def test_a_decoder_is_loaded_in_float32_without_gradients(folder: Path) -> None:
