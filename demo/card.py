@@ -64,6 +64,7 @@ def write_card(model_folder: Path, report: dict[str, Any], run: dict[str, Any]) 
         num_bytes=heldout["bytes"],
         model_bits=heldout["model"]["bits_per_byte"],
         model_perplexity=heldout["model"]["perplexity_per_token"],
+        all_positions_bits=heldout["model_all_positions"]["bits_per_byte"],
         ngram_bits=heldout["kneser_ney_5gram"]["bits_per_byte"],
         ngram_perplexity=heldout["kneser_ney_5gram"]["perplexity_per_token"],
         train_tokens=report["train_tokens"],

@@ -25,6 +25,7 @@ from transformers import LlamaForCausalLM
 
 from demo.corpus import HELDOUT_FILE, ROOT, TRAIN_FILE
 from demo.likelihood import bits_per_byte, model_nats
+from demo.model_config import MAX_POSITIONS
 from demo.ngram import KneserNey
 from demo.tokenizer import encode_file
 
@@ -78,6 +79,9 @@ def evaluate(model_folder: Path) -> dict[str, Any]:
             "model": Figures(len(ids), size, model_nats(model, ids, context=512, stride=256)).to_json(),
             "kneser_ney_5gram": Figures(len(ids), size, baseline.nats(ids.astype(np.int64))).to_json(),
         }
+    whole = report["heldout"]
+    nats = model_nats(model, heldout, context=MAX_POSITIONS, stride=MAX_POSITIONS // 2)
+    whole["model_all_positions"] = Figures(whole["tokens"], whole["bytes"], nats).to_json()
     return report
 
 
@@ -87,7 +91,11 @@ def print_table(report: dict[str, Any]) -> None:
     table = Table(title=f"Held-out text: {heldout['tokens']:,} tokens, {heldout['bytes']:,} bytes")
     for heading in ("", "bits per byte", "bits per token", "perplexity per token"):
         table.add_column(heading, justify="right" if heading else "left")
-    for name, key in (("demo model", "model"), ("Kneser-Ney 5-gram", "kneser_ney_5gram")):
+    for name, key in (
+        ("demo model", "model"),
+        ("... over 1024 tokens", "model_all_positions"),
+        ("Kneser-Ney 5-gram", "kneser_ney_5gram"),
+    ):
         table.add_row(name, *(str(value) for value in heldout[key].values()))
     Console().print(table)
 

@@ -93,9 +93,12 @@ class Trainer:
         return float(loss.detach())
 
     def evaluate(self) -> float:
-        """Held-out bits per byte; the weights are kept in best.pt when they are the best so far."""
+        """Held-out bits per byte; the weights are kept in best.pt when they are the best so far.
+
+        Measured over windows of all positions that the model has, because it is served with them.
+        """
         self.model.eval()
-        nats = model_nats(self.model, self.heldout_ids, context=512, stride=512, bfloat16=True)
+        nats = model_nats(self.model, self.heldout_ids, MAX_POSITIONS, stride=MAX_POSITIONS, bfloat16=True)
         self.model.train()
         value = bits_per_byte(nats, self.heldout_bytes)
         if value < self.progress.best_bits_per_byte:
