@@ -74,8 +74,11 @@ runtime-tests: .venv-serve/ready
 unit: environments
 	@$(PYTEST) -n 2 --dist loadgroup
 
+# An hour and a half on one core, resumable; needs npm, apt-get and dpkg-deb for the text.
 train-demo: .venv/ready
+	@$(COMPILE)/python -m demo.corpus
 	@$(COMPILE)/python -m demo.train
+	@$(COMPILE)/python -m demo.publish
 
 lock:
 	@$(PYTHON) requirements/lock.py
