@@ -62,20 +62,21 @@ def stream(url: str, model: str, request_id: str = "", **values: Any) -> Iterato
     answers: queue.Queue[tuple[Any, InferenceServerException | None]] = queue.Queue()
     with grpcclient.InferenceServerClient(url) as client:
         client.start_stream(lambda result, error: answers.put((result, error)))
+        finished = False
         try:
             inputs = decoder_inputs(stream=True, **values)
             begin = time.perf_counter()
             client.async_stream_infer(model, inputs, request_id=request_id)
-            finished = False
             while not finished:
                 result, error = answers.get()
                 if error is not None:
+                    finished = True
                     raise error
                 chunk = _chunk(result, begin)
                 finished = bool(chunk.finish_reason)
                 yield chunk
         finally:
-            client.stop_stream(cancel_requests=True)
+            client.stop_stream(cancel_requests=not finished)
 
 
 def complete(url: str, model: str, **values: Any) -> Chunk:

@@ -16,7 +16,7 @@ from rich.table import Table
 from .builder import build
 from .publish import publish
 from .recipe import Recipe
-from .serve import Server, server
+from .serve import Server, interrupt_on_sigterm, server
 
 if TYPE_CHECKING:
     from .client import Chunk
@@ -72,6 +72,7 @@ def run_demo(output: Path, progress: Progress | None = None, svg: Path | None = 
 
     `svg` gets a picture of what was printed. Raises what `build`, `emit` and `server` raise.
     """
+    interrupt_on_sigterm()
     console = Console(record=svg is not None, highlight=False, width=100 if svg else None)
     begin = time.perf_counter()
     repository = _one_repository(output, progress)

@@ -17,7 +17,9 @@ from pathlib import Path
 
 from model_repo.runtime.errors import BadInput, SlipwayError
 
-PROJECT = Path(__file__).resolve().parent.parent
+from .supervise import STOP_WITH_PARENT
+
+OWN_TRITONSERVER = Path(__file__).resolve().parent.parent / ".venv-serve" / "bin" / "tritonserver"
 HOST = "127.0.0.1"
 POLL_SECONDS = 0.05
 LOG_TAIL_LINES = 30
@@ -60,12 +62,13 @@ class Server:
 
 def find_tritonserver() -> Path:
     """The `tritonserver` of the serving environment, or the one on PATH. Raises BadInput when there is none."""
-    own = PROJECT / ".venv-serve" / "bin" / "tritonserver"
-    if own.is_file():
-        return own
+    if OWN_TRITONSERVER.is_file():
+        return OWN_TRITONSERVER
     found = shutil.which("tritonserver")
     if found is None:
-        raise BadInput(f"no tritonserver: neither {own} nor one on PATH; run `make environments`")
+        raise BadInput(
+            f"no tritonserver: neither {OWN_TRITONSERVER} nor one on PATH; run `make environments`"
+        )
     return Path(found)
 
 
@@ -89,13 +92,16 @@ def server(
     if not repository.is_dir():
         raise BadInput(f"no model repository at {repository}; `slipway emit` writes one")
     log = log or repository.with_name("tritonserver.log")
-    command = [str(tritonserver or find_tritonserver()), "--model-repository", str(repository.resolve())]
+    executable = tritonserver or find_tritonserver()
+    command = [str(executable), "--model-repository", str(repository.resolve())]
+    if executable == OWN_TRITONSERVER:
+        command.append(STOP_WITH_PARENT)  # no server stays behind when this process is killed
     command += ["--exit-timeout-secs", str(drain_seconds), *options]
     running = _start(command, log, ports, startup_seconds)
     try:
         yield running
     finally:
-        stop(running, drain_seconds + 30.0)
+        stop(running, 2 * drain_seconds + 30.0)
 
 
 def stop(running: Server, seconds: float) -> None:

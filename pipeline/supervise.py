@@ -6,7 +6,9 @@ Ctrl-C) in its stead, waits until no stream is in flight, and only then passes i
 once. Waiting ends after --exit-timeout-secs. Requests that come meanwhile are served: whoever spreads the load should
 stop sending first.
 
-    python supervise.py TRITONSERVER [its options]
+    python supervise.py TRITONSERVER [--stop-with-parent] [tritonserver's options]
+
+With --stop-with-parent the death of the process that started this one counts as SIGTERM.
 
 Standard library only; runs in the serving environment, which has nothing of ours.
 """
@@ -29,6 +31,7 @@ IDLE_POLLS = 3
 DEFAULT_EXIT_TIMEOUT_SECONDS = 30
 DEFAULT_METRICS_PORT = 8002
 IN_FLIGHT = re.compile(r"^slipway_in_flight\{.*\} (\S+)$", re.MULTILINE)
+STOP_WITH_PARENT = "--stop-with-parent"
 SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
 _PR_SET_PDEATHSIG = 1
 
@@ -81,8 +84,10 @@ def drain(server: subprocess.Popen[bytes], arguments: Sequence[str]) -> None:
 
 def main() -> int:
     """The server's exit code."""
-    arguments = sys.argv[1:]
+    arguments = [argument for argument in sys.argv[1:] if argument != STOP_WITH_PARENT]
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    if STOP_WITH_PARENT in sys.argv:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     server = start(arguments)
     while server.poll() is None:
         if signal.sigwait(SIGNALS) == signal.SIGCHLD:

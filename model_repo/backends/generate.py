@@ -26,7 +26,7 @@ from . import startup
 from .interface import GENERATED, GONE
 from .logs import to_standard_error
 from .metrics import SECONDS, Counters, Gauges, Histograms, InFlight, Total
-from .outbox import Outbox, Pending, Stream
+from .outbox import Outbox, Pending, Stream, responses_per_second
 from .tensors import arrays, error_response
 from .wire import PROBE, Piece, pack
 
@@ -89,7 +89,7 @@ class TritonPythonModel:
         self.numbers = itertools.count(1)
         self.request_ids: dict[int, str] = {}
         self.in_flight = InFlight(labels)
-        self.outbox = Outbox(lambda error: log_event(logging.ERROR, "piece not sent", error=repr(error)))
+        self.outbox = Outbox(self._piece_lost, responses_per_second())
         self.stopping = threading.Event()
         self.watch = threading.Thread(target=self._watch, name="slipway-watch", daemon=True)
         self.engine.start()
@@ -129,6 +129,7 @@ class TritonPythonModel:
         try:
             self.engine.submit(loop_request, stream.put)
         except SlipwayError:
+            self.outbox.abandoned()
             self._forget(number)
             raise
 
@@ -155,6 +156,9 @@ class TritonPythonModel:
             client.sender.send(answer, flags=FINAL)
         finally:
             self._forget(client.number)
+
+    def _piece_lost(self, error: Exception) -> None:
+        log_event(logging.ERROR, "piece not sent", error=repr(error))
 
     def _forget(self, number: int) -> None:
         del self.request_ids[number]

@@ -53,7 +53,7 @@ def running(builds: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
     """The server that all tests share; each test leaves it idle."""
     repository = tmp_path_factory.mktemp("shared") / "repository"
     emit(list(builds.items()), repository, ServeRecipe(max_queue=MAX_QUEUE))
-    with server(repository) as started:
+    with server(repository, drain_seconds=5) as started:
         yield started
 
 

@@ -143,7 +143,7 @@ def test_version_folder_holds_all_the_code(engines: list[tuple[str, Path]], tmp_
 
 def test_changed_engine_is_refused(engines: list[tuple[str, Path]], tmp_path: Path) -> None:
     (tmp_path / "finder" / "engine.onnx").write_bytes(b"graph of tinY")
-    with pytest.raises(BadInput, match="engine.onnx has changed"):
+    with pytest.raises(BadInput, match=r"engine\.onnx has changed"):
         emit(engines, tmp_path / "repository", Serve())
     assert not (tmp_path / "repository").exists()
 
@@ -188,7 +188,7 @@ def test_clashing_names_are_refused(engines: list[tuple[str, Path]], tmp_path: P
 
 def test_folder_without_an_engine(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(BadInput, match="engine.json"):
+    with pytest.raises(BadInput, match=r"engine\.json"):
         emit([("a", tmp_path / "empty")], tmp_path / "repository", Serve())
     with pytest.raises(BadInput, match="at least one"):
         emit([], tmp_path / "repository", Serve())
