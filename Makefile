@@ -35,7 +35,7 @@ help:
 	@PYTHONWARNINGS=ignore $(COMPILE)/python $(PIP) --no-build-isolation -e .
 	@touch $@
 
-.venv-serve/ready: requirements/serve.lock pipeline/serving_environment.py
+.venv-serve/ready: requirements/serve.lock pipeline/serving_environment.py pipeline/supervise.py
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not here: install Python 3.11 with venv, or name one: make PYTHON=/path/to/python3.11"; exit 2; }
 	@echo "Setting up .venv-serve (tritonserver) ..."
 	@test -x $(SERVE)/python || $(PYTHON) -m venv .venv-serve

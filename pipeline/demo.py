@@ -145,7 +145,7 @@ def _show_together(console: Console, together: Sequence[Told]) -> None:
     table = Table("prompt", "goes on", title=f"{len(together)} streams at once", title_justify="left")
     table.add_column("first token", justify="right")
     for told in together:
-        beginning = " ".join(told.text.split())[:60]
+        beginning = " ".join(told.text.split())[:42]
         table.add_row(told.prompt, f"{beginning} ...", f"{told.seconds_to_first_token * 1000:.0f} ms")
     console.print(table)
 

@@ -27,6 +27,7 @@ class TritonPythonModel:
         startup.check(folder)
         self.tokenizer = Tokenizer.load(folder / "tokenizer.json")
         self.max_length = int(startup.parameter(json.loads(args["model_config"]), "max_length"))
+        tokenized(self.tokenizer, "warm up", self.max_length)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response a request, each with its own error."""

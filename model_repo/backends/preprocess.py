@@ -28,6 +28,7 @@ class TritonPythonModel:
         self.max_length = int(startup.parameter(config, "max_length"))
         self.default_max_tokens = int(startup.parameter(config, "default_max_tokens"))
         self.default_timeout = float(startup.parameter(config, "request_timeout_seconds"))
+        tokenized(self.tokenizer, "warm up", self.max_length)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response a request, each with its own error."""
