@@ -98,9 +98,7 @@ class PagedAttention(OpRun):
     def _run(self, *arrays: Any, **_: Any) -> tuple[np.ndarray, ...]:
         names = (parameter.name for parameter in PAGED_ATTENTION.inputs)
         given = {
-            name: torch.tensor(array)
-            for name, array in zip(names, arrays, strict=False)
-            if array is not None
+            name: torch.tensor(array) for name, array in zip(names, arrays, strict=False) if array is not None
         }
         attributes = {
             attribute.name: getattr(self, attribute.name, attribute.default)
