@@ -18,6 +18,7 @@ from model_repo.runtime.manifest import FileRecord, Manifest, sha256_of_json
 
 from .disk import FreeBytes, check_room, free_bytes, write_errors
 from .hashes import HashCache
+from .memory import give_back
 from .packages import missing_packages, versions
 from .workspace import HASHES, WEIGHTS, Workspace
 
@@ -139,6 +140,7 @@ class Runner:
             raise
         finally:
             self.workspace.sweep()
+            give_back()
         self.progress.finished(row)
         return row
 
