@@ -14,8 +14,9 @@ from pathlib import Path
 from .block_manager import BlockManager
 from .contract import EngineSpec
 from .engine_files import EngineFiles
-from .errors import BadInput, Busy
+from .errors import BadInput
 from .executor import Executor
+from .intake import Intake
 from .live_request import LiveRequest, Sink
 from .logs import log_event
 from .metrics import Metrics
@@ -62,15 +63,8 @@ class Engine:
             self.limits = dataclasses.replace(self.limits, num_blocks=num_blocks)
         self._blocks = BlockManager(self.limits.num_blocks, self.limits.block_size, share_prefixes)
         self._scheduler = Scheduler(self.limits, self._blocks)
-        self._max_queue = max_queue
+        self._intake = Intake(max_queue)
         self._live: dict[ScheduledSequence, LiveRequest] = {}
-        self._wake = threading.Condition()  # guards what follows
-        self._submitted: deque[LiveRequest] = deque()
-        self._cancelled: set[str] = set()
-        self._request_ids: set[str] = set()
-        self._num_waiting = 0
-        self._draining = False
-        self._stopping = False
         self._thread: threading.Thread | None = None
         self._past: list[int] = []  # tokens cached before the step that runs
 
@@ -134,39 +128,16 @@ class Engine:
             deadline=None if request.timeout_seconds is None else now + request.timeout_seconds,
         )
         seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
-        live = LiveRequest(request, sequence, sink, seed, now, self.tokenizer)
-        with self._wake:
-            if self._draining or self._stopping:
-                raise Busy(
-                    "the engine is shutting down and takes no more requests; send it to another server"
-                )
-            if request.request_id in self._request_ids:
-                raise BadInput(
-                    f"request id {request.request_id!r} is in use; give each request one of its own"
-                )
-            if self._num_waiting >= self._max_queue:
-                raise Busy(
-                    f"{self._num_waiting} requests are waiting, which is all that the queue holds; "
-                    "send the request again later"
-                )
-            self._num_waiting += 1
-            self._request_ids.add(request.request_id)
-            self._submitted.append(live)
-            self._wake.notify_all()
+        self._intake.put(LiveRequest(request, sequence, sink, seed, now, self.tokenizer))
 
     def cancel(self, request_id: str) -> None:
         """Ends a request wherever it is; its sink gets finish_reason 'cancelled'. Unknown ids are ignored."""
-        with self._wake:
-            if request_id in self._request_ids:
-                self._cancelled.add(request_id)
-                self._wake.notify_all()
+        self._intake.cancel(request_id)
 
     def stats(self) -> dict[str, float]:
         """Gauges now (waiting, running, kv_blocks_used, kv_blocks_total) and all counters so far."""
-        with self._wake:
-            waiting = self._num_waiting
         return {
-            "waiting": waiting,
+            "waiting": self._intake.num_waiting,
             "running": len(self._scheduler.running),
             "kv_blocks_used": self._blocks.num_used,
             "kv_blocks_total": self._blocks.num_blocks,
@@ -182,8 +153,7 @@ class Engine:
         preempted = self._scheduler.num_preemptions
         plan = self._scheduler.plan()
         self._count_preemptions(self._scheduler.num_preemptions - preempted)
-        with self._wake:
-            self._num_waiting = len(self._scheduler.waiting) + len(self._submitted)
+        self._intake.count_waiting(len(self._scheduler.waiting))
         if plan is None:
             return False
         try:
@@ -222,11 +192,11 @@ class Engine:
             outputs[request.request_id] = []
         waiting = deque(requests)
         while waiting or self._has_work():
-            while waiting and self._num_waiting < self._max_queue:
+            while waiting and self._intake.num_waiting < self._intake.max_queue:
                 request = waiting.popleft()
                 self.submit(request, _keeper(outputs[request.request_id], on_output))
             self.step()
-        return [_completion(request, outputs[request.request_id]) for request in requests]
+        return [Completion.of(request.prompt_ids, outputs[request.request_id]) for request in requests]
 
     def warm_up(self) -> None:
         """Computes a short request, so that the first client does not wait for memory and threads."""
@@ -237,22 +207,18 @@ class Engine:
 
     def start(self) -> None:
         """Starts the loop's own thread. Raises RuntimeError when it runs already or was stopped."""
-        if self._thread is not None or self._stopping:
+        if self._thread is not None or self._intake.stopping:
             raise RuntimeError("an engine is started once")
         self._thread = threading.Thread(target=self._run, name="slipway-engine", daemon=True)
         self._thread.start()
 
     def drain(self, timeout: float | None = None) -> bool:
         """Takes no more requests and waits for the ones that are in. False when `timeout` seconds were too few."""
-        with self._wake:
-            self._draining = True
-            return self._wake.wait_for(lambda: not self._request_ids, timeout)
+        return self._intake.drain(timeout)
 
     def stop(self) -> None:
         """Ends the thread; what still runs ends as 'cancelled'."""
-        with self._wake:
-            self._stopping = True
-            self._wake.notify_all()
+        self._intake.stop()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -263,24 +229,17 @@ class Engine:
     # ------------------------------------------------------------------ inside
 
     def _run(self) -> None:
-        while True:
-            with self._wake:
-                if self._stopping:
-                    return
+        while not self._intake.stopping:
             try:
                 if self.step():
                     continue
             except Exception as error:
                 self._break_down(error)
                 return
-            with self._wake:
-                self._wake.wait_for(
-                    lambda: self._stopping or self._submitted or self._cancelled, self._seconds_to_deadline()
-                )
+            self._intake.wait_for_news(self._seconds_to_deadline())
 
     def _has_work(self) -> bool:
-        with self._wake:
-            return bool(self._submitted) or not self._scheduler.is_idle
+        return self._intake.has_submitted or not self._scheduler.is_idle
 
     def _seconds_to_deadline(self) -> float | None:
         deadlines = [s.deadline for s in self._scheduler.waiting if s.deadline is not None]
@@ -303,10 +262,7 @@ class Engine:
 
     def _take_news(self, now: float) -> None:
         """Moves what other threads left into the scheduler; ends what was cancelled or is late."""
-        with self._wake:
-            submitted, cancelled = list(self._submitted), self._cancelled
-            self._submitted.clear()
-            self._cancelled = set()
+        submitted, cancelled = self._intake.take()
         for live in submitted:
             self._live[live.sequence] = live
             self._scheduler.add(live.sequence)
@@ -378,10 +334,7 @@ class Engine:
             seconds=round(seconds, 4),
         )
         self._send(live, live.output(now, reason, error))
-        with self._wake:
-            self._request_ids.discard(live.request.request_id)
-            self._cancelled.discard(live.request.request_id)  # or the next request of this id would end
-            self._wake.notify_all()
+        self._intake.ended(live.request.request_id)
 
     def _send(self, live: LiveRequest, output: Output) -> None:
         """A sink that fails ends its own request and nobody else's."""
@@ -400,11 +353,8 @@ class Engine:
     def _break_down(self, error: Exception) -> None:
         """A fault of the loop itself: all requests end with 'error', and no more are taken."""
         log_event(logging.CRITICAL, "engine loop failed", error=repr(error))
-        with self._wake:
-            self._stopping = True
-            queued = list(self._submitted)
-            self._submitted.clear()
-        self._live.update((live.sequence, live) for live in queued)
+        self._intake.stop()
+        self._live.update((live.sequence, live) for live in self._intake.take().submitted)
         for live in list(self._live.values()):
             live.mute()
             self._end(live, "error", f"the engine loop failed: {error!r}")
@@ -423,19 +373,3 @@ def _keeper(outputs: list[Output], on_output: Sink | None) -> Sink:
             on_output(output)
 
     return keep
-
-
-def _completion(request: Request, outputs: list[Output]) -> Completion:
-    last = outputs[-1]
-    assert last.finish_reason is not None
-    return Completion(
-        request_id=request.request_id,
-        prompt_ids=request.prompt_ids,
-        token_ids=tuple(token for output in outputs for token in output.token_ids),
-        text="".join(output.text for output in outputs),
-        finish_reason=last.finish_reason,
-        logprobs=tuple(logprob for output in outputs for logprob in output.logprobs),
-        seconds_to_first_token=last.seconds_to_first_token,
-        seconds=last.seconds,
-        error=last.error,
-    )

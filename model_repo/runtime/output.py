@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -49,3 +50,20 @@ class Completion:
     seconds_to_first_token: float | None
     seconds: float
     error: str | None = None
+
+    @classmethod
+    def of(cls, prompt_ids: tuple[int, ...], outputs: Sequence[Output]) -> Completion:
+        """All outputs of one request, put together; the last one has its finish_reason."""
+        last = outputs[-1]
+        assert last.finish_reason is not None
+        return cls(
+            request_id=last.request_id,
+            prompt_ids=prompt_ids,
+            token_ids=tuple(token for output in outputs for token in output.token_ids),
+            text="".join(output.text for output in outputs),
+            finish_reason=last.finish_reason,
+            logprobs=tuple(logprob for output in outputs for logprob in output.logprobs),
+            seconds_to_first_token=last.seconds_to_first_token,
+            seconds=last.seconds,
+            error=last.error,
+        )
