@@ -84,11 +84,6 @@ class OnnxRuntimeExecutor:
         """Two rows at least: MLAS computes a single row by another routine, with other rounding."""
         return BucketRule(min_tokens=2)
 
-    @property
-    def pool_bytes(self) -> int:
-        """Bytes of all pools."""
-        return sum(pool.nbytes for pool in self._pool_arrays)
-
     def run(self, step: StepTensors) -> npt.NDArray[np.float32]:
         """See `Executor.run`."""
         selected = len(step.logits_indices)

@@ -140,7 +140,7 @@ def test_pools_are_the_memory_that_the_graph_reads_in_every_step(executor: OnnxR
     arrays = executor._pool_arrays
     assert [array.shape for array in arrays] == [(10, 4, 1, 2), (10, 4, 1, 3)] * 2
     assert [array.dtype for array in arrays] == [np.float32] * 2 + [np.float16] * 2
-    assert executor.pool_bytes == 10 * 4 * 5 * 4 + 10 * 4 * 5 * 2
+    assert sum(pool.nbytes for pool in executor._pool_arrays) == 10 * 4 * 5 * 4 + 10 * 4 * 5 * 2
     names = [name(layer) for layer in range(2) for name in (key_cache, value_cache)]
     addresses = {name: executor._pools[name].data_ptr() for name in names}
     assert list(addresses.values()) == [array.ctypes.data for array in arrays]
