@@ -79,6 +79,13 @@ def stream(url: str, model: str, request_id: str = "", **values: Any) -> Iterato
             client.stop_stream(cancel_requests=not finished)
 
 
+def complete(url: str, model: str, **values: Any) -> Chunk:
+    """One whole completion in one response, from a decoder's unary form. Raises InferenceServerException."""
+    with grpcclient.InferenceServerClient(url) as client:
+        begin = time.perf_counter()
+        return _chunk(client.infer(model, decoder_inputs(**values)), begin)
+
+
 def embed(url: str, model: str, texts: Sequence[str]) -> npt.NDArray[np.float32]:
     """Embeddings float32 [texts, hidden]. Raises InferenceServerException."""
     array = np.array([[text.encode()] for text in texts], dtype=np.object_)
