@@ -7,25 +7,23 @@ hash. `python -m plugins.cpu.build` builds it and prints its path and the second
 from __future__ import annotations
 
 import argparse
-import fcntl
 import hashlib
 import logging
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model_repo.runtime.errors import BadInput, SlipwayError
+from plugins.toolchain import cache_folder, locked, run_command
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -79,8 +77,8 @@ def find_compiler() -> Compiler:
             "machine that builds engines; install g++ (Debian, Ubuntu: apt-get install g++), or set CXX to a "
             "compiler that knows C++17"
         )
-    version = _run([*command, "--version"]).splitlines()[0]
-    machine = _run([*command, "-dumpmachine"]).strip()
+    version = run_command([*command, "--version"]).splitlines()[0]
+    machine = run_command([*command, "-dumpmachine"]).strip()
     return Compiler(command, version, machine)
 
 
@@ -112,7 +110,7 @@ def _library(compiler: Compiler, ort_include: Path | None) -> Path:
     if library.is_file():
         return library
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder / "lock"):
+    with locked(folder / "lock"):
         if not library.is_file():  # another process may have built it while this one waited
             started = time.perf_counter()
             _compile(compiler, ort_include, library)
@@ -137,19 +135,7 @@ def _build_hash(compiler: Compiler, ort_include: Path | None) -> str:
 
 
 def _cache_folder() -> Path:
-    """`build/` beside this file, or the user's cache folder where that cannot be written."""
-    beside = SOURCES / "build"
-    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slipway"
-    for folder in (beside, user_cache):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            continue
-        if os.access(folder, os.W_OK):
-            return folder
-    raise BadInput(
-        f"neither {beside} nor {user_cache} can be written; the CPU operators are compiled into one of them"
-    )
+    return cache_folder(SOURCES / "build", "the CPU operators")
 
 
 def _compile(compiler: Compiler, ort_include: Path | None, library: Path) -> None:
@@ -167,7 +153,7 @@ def _compile(compiler: Compiler, ort_include: Path | None, library: Path) -> Non
             flags += [f"-I{SOURCES / part}" for part in ("include", "kernels")]
             if unit.stem == "ort_check":
                 flags.append(f"-I{ort_include}")
-            _run([*compiler.command, *flags, "-c", str(unit), "-o", str(target)])
+            run_command([*compiler.command, *flags, "-c", str(unit), "-o", str(target)])
             return target
 
         # The biggest units first: they take longest.
@@ -175,25 +161,8 @@ def _compile(compiler: Compiler, ort_include: Path | None, library: Path) -> Non
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             compiled = list(pool.map(compile_unit, units))
         linked = objects / LIBRARY_NAME
-        _run([*compiler.command, *LINK_FLAGS, *map(str, compiled), "-o", str(linked)])
+        run_command([*compiler.command, *LINK_FLAGS, *map(str, compiled), "-o", str(linked)])
         linked.replace(library)
-
-
-def _run(command: Sequence[str]) -> str:
-    """Standard output of a command. Raises SlipwayError with its words when it fails."""
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode != 0:
-        words = "\n".join((result.stderr or result.stdout).splitlines()[:30])
-        raise SlipwayError(f"{shlex.join(command)} failed with exit code {result.returncode}:\n{words}")
-    return result.stdout
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock on `path`; the system gives it back if the process dies."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def main() -> int:
