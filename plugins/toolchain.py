@@ -1,10 +1,9 @@
-"""What every build of native code here needs: commands run, a cache folder, a lock, and a unit's own headers."""
+"""What every build of native code here needs: commands run, a cache folder and a lock."""
 
 from __future__ import annotations
 
 import fcntl
 import os
-import re
 import shlex
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -12,8 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from model_repo.runtime.errors import BadInput, SlipwayError
-
-_INCLUDE = re.compile(rb'^[ \t]*#[ \t]*include[ \t]*[<"]([^">]+)[">]', re.MULTILINE)
 
 
 def run_command(command: Sequence[str], quoted_lines: int = 30) -> str:
@@ -47,24 +44,3 @@ def locked(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def files_of_unit(unit: Path, include_folders: Sequence[Path]) -> list[Path]:
-    """`unit` and every header that it includes, however deep, of those that lie beside it or in our folders.
-
-    Conditions are not looked at: a header in a branch that is not compiled counts too. What is found nowhere
-    (the compiler's and the system's headers) is left out. Sorted; every path is resolved.
-    """
-    found: set[Path] = set()
-    waiting = [unit.resolve()]
-    while waiting:
-        file = waiting.pop()
-        if file in found:
-            continue
-        found.add(file)
-        for name in _INCLUDE.findall(file.read_bytes()):
-            places = (folder / name.decode() for folder in (file.parent, *include_folders))
-            header = next((place for place in places if place.is_file()), None)
-            if header is not None:
-                waiting.append(header.resolve())
-    return sorted(found)
