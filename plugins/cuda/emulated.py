@@ -243,6 +243,8 @@ def check(
 ) -> dict[str, list[str]]:
     """Runs cases and compares. Returns what is wrong, by the name of the case; empty when all is right."""
     listed = list(cases)
+    if len({case.name for case in listed}) < len(listed):
+        raise ValueError("two cases have the same name")
     outcomes = run(listed, build, seed=seed, compute_capability=compute_capability)
     found = {case.name: faults(case, outcome) for case, outcome in zip(listed, outcomes, strict=True)}
     return {name: words for name, words in found.items() if words}
