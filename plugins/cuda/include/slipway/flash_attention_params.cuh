@@ -6,8 +6,6 @@
 
 namespace slipway {
 
-enum class Element : int { kFloat32, kFloat16, kBFloat16 };  // of tensors that are read one by one
-
 // Sequence b has rows cu_seqlens_q[b] to cu_seqlens_q[b + 1] of query and output, and rows cu_seqlens_k[b] to
 // cu_seqlens_k[b + 1] of key and value. Query head h reads key head h / (heads / kv_heads).
 struct FlashAttentionParams {
@@ -23,14 +21,14 @@ struct FlashAttentionParams {
   const int* cu_seqlens_k;  // [batch + 1], the same for keys; what lies beyond the last is never read
 
   Mask mask;
-  // Added to the scores; [batch, heads, max_q, max_k] by position within the sequence, stride 1 on the last
-  // axis and 0 on axes of size 1. No sequence is longer than max_q and max_k. nullptr: off.
+  // Added to the scores; [batch, heads, max_q, max_k] by row within the sequence, stride 1 on the last axis
+  // and 0 on axes of size 1; -inf hides a key. No sequence is longer than max_q and max_k. nullptr: off.
   const void* bias;
   int64_t bias_batch, bias_head, bias_query;
   int max_q, max_k;
-  Element bias_type;
+  bool bias_is_float32;   // else it has output's type
   const void* head_sink;  // [heads], a logit that takes part in the softmax and has no value; nullptr: off
-  Element sink_type;
+  bool sink_is_float32;   // else it has output's type
 
   const float* query_scale;  // [heads], FP8 only: query = query_scale * its E4M3 value; nullptr: 1
   const float* key_scale;    // [kv_heads]

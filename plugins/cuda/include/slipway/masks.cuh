@@ -50,7 +50,8 @@ struct ScoreMap {
   float cap;        // softcap * log2(e); 0: off
   float cap_inner;  // 2 * log2(e) * scale / softcap
 
-  // `scale`: of the dot products, with what dequantizes them; `has_bias`: an additive bias follows.
+  // `scale`: of the dot products, with what dequantizes them. `has_bias`: the caller adds a bias, times
+  // log2(e), to what operator() returns.
   __device__ __forceinline__ ScoreMap(const Mask& mask, float scale_, bool has_bias) {
     scale = scale_ * kLog2e;
     cap = mask.softcap * kLog2e;
@@ -59,12 +60,12 @@ struct ScoreMap {
     factor = changes ? 1.f : scale;
   }
 
-  // slope: ALiBi's, times log2(e), or 0; distance: |position - key|; bias: times log2(e), or 0.
-  __device__ __forceinline__ float operator()(float product, float slope, int distance, float bias) const {
+  // slope: ALiBi's, times log2(e), or 0; distance: |position - key|.
+  __device__ __forceinline__ float operator()(float product, float slope, int distance) const {
     float y = product * scale;
     // tanh(x) = 1 - 2 / (exp(2x) + 1): exact at both ends, and good to 1e-7 of the cap between them.
     if (cap > 0.f) y = cap - 2.f * cap * __fdividef(1.f, exp2f(product * cap_inner) + 1.f);
-    return y - slope * float(distance) + bias;
+    return y - slope * float(distance);
   }
 };
 
