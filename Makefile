@@ -4,6 +4,7 @@ MODEL     ?= demo
 TARGET    ?= onnxruntime
 PRECISION ?= fp32
 OUT       ?= build
+GPU_PYTHON ?= python3
 
 COMPILE := .venv/bin
 SERVE   := .venv-serve/bin
@@ -13,14 +14,15 @@ PIP     := -m pip install -q --disable-pip-version-check --no-deps
 PYTEST  := OMP_NUM_THREADS=1 $(COMPILE)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types unit runtime-tests engine serve plugins environments train-demo lock clean
+.PHONY: help demo test lint types unit runtime-tests engine serve plugins gpu-check environments train-demo lock clean
 
 help:
 	@echo "make demo                      two environments, two engines, a real server, a streamed completion"
 	@echo "make test                      lint, types and every test, the real server included"
 	@echo "make engine MODEL=...          all stages into OUT/<model>/   [TARGET=$(TARGET)] [PRECISION=$(PRECISION)] [OUT=$(OUT)]"
 	@echo "make serve MODEL=...           builds if needed and serves in the foreground until Ctrl-C"
-	@echo "make plugins                   the operators of plugins/, compiled   [ORT_INCLUDE=...]"
+	@echo "make plugins                   the operators of plugins/, compiled for CPUs and GPUs   [ORT_INCLUDE=...] [ARCH=90a,120a]"
+	@echo "make gpu-check                 builds, checks and measures the CUDA kernels on the GPU that is here   [GPU_PYTHON=$(GPU_PYTHON)]"
 	@echo "MODEL: demo, minilm, or a folder in Hugging Face format. More: $(SLIPWAY) --help"
 
 # An environment is ready when every package of its lock file is in it; a changed lock file brings it up to date.
@@ -54,9 +56,14 @@ engine: .venv/ready
 serve: environments
 	@$(SLIPWAY) serve "$(MODEL)" --target $(TARGET) --precision $(PRECISION) --output "$(OUT)/$(NAME)"
 
-# ORT_INCLUDE=DIR: check the C interface against ONNX Runtime's own headers in DIR.
+# ORT_INCLUDE=DIR: check the C interface against ONNX Runtime's own headers in DIR. ARCH=90a: CUDA kernels for one chip.
 plugins: .venv/ready
 	@$(COMPILE)/python -m plugins.cpu.build $(if $(ORT_INCLUDE),--ort-include "$(ORT_INCLUDE)")
+	@$(COMPILE)/python -m plugins.cuda.build $(if $(ARCH),--arch "$(ARCH)")
+
+# Needs nvcc and a Python with a CUDA build of torch; no environment of ours. At most 8 minutes.
+gpu-check:
+	@$(GPU_PYTHON) -m plugins.cuda.check $(GPU_CHECK)
 
 test: environments lint types runtime-tests unit
 

@@ -30,7 +30,8 @@ class Diagnosis(NamedTuple):
 
 def diagnose() -> list[Diagnosis]:
     """Python, packages, compilers, targets, GPU, server and disk, in that order."""
-    return [_python(), *_packages(), _compiler(), *_targets(), _gpu(), _server(), _disk()]
+    compilers = [_compiler(), _cuda_compiler()]
+    return [_python(), *_packages(), *compilers, *_targets(), _gpu(), _server(), _disk()]
 
 
 def _python() -> Diagnosis:
@@ -54,6 +55,17 @@ def _compiler() -> Diagnosis:
         return Diagnosis("C++ compiler", True, find_compiler().version)
     except BadInput as error:
         return Diagnosis("C++ compiler", False, "none", str(error))
+
+
+def _cuda_compiler() -> Diagnosis:
+    """Only the CUDA kernels need it, and no target of this version uses them, so that none is no problem."""
+    from plugins.cuda.nvcc import find_nvcc
+
+    try:
+        nvcc = find_nvcc()
+    except BadInput as error:
+        return Diagnosis("CUDA compiler", True, f"none; only `make plugins` asks for one: {error}")
+    return Diagnosis("CUDA compiler", True, f"nvcc {nvcc.version} ({nvcc.program})")
 
 
 def _targets() -> Iterator[Diagnosis]:

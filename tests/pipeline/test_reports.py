@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 import plugins.cpu.build
+import plugins.cuda.nvcc
 from model_repo.runtime.errors import BadInput, GateFailed
 from pipeline import BuildResult
 from pipeline.check import check, verdict
@@ -129,6 +131,25 @@ def test_doctor_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not rows["C++ compiler"].works
     assert "install g++" in rows["C++ compiler"].remedy
     assert CliRunner().invoke(main, ["doctor"]).exit_code == 0
+
+
+def test_doctor_says_whether_cuda_kernels_can_be_compiled(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text('#!/bin/sh\necho "Cuda compilation tools, release 13.0, V13.0.88"\n')
+    nvcc.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    rows = {row.what: row for row in diagnose()}
+    assert rows["CUDA compiler"].found == f"nvcc 13.0.88 ({nvcc})"
+    nvcc.unlink()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setattr(plugins.cuda.nvcc, "STANDARD_PLACE", tmp_path)
+    row = {row.what: row for row in diagnose()}["CUDA compiler"]
+    assert row.works
+    assert "none; only `make plugins` asks for one" in row.found
+    assert "set CUDA_HOME" in row.found
 
 
 def test_clean_removes_what_slipway_made_and_nothing_else(built: Path) -> None:
