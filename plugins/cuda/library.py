@@ -204,7 +204,9 @@ class Library:
         for place, parameter in zip(array, description.tensors, strict=False):
             tensor = tensors.get(parameter.name)
             if tensor is not None:
-                place.data, place.dtype, place.rank = tensor.data_ptr(), DTYPES[tensor.dtype], tensor.dim()
+                is_null = getattr(tensor, "null_address", False)  # set by cases that must be refused
+                place.data = None if is_null else tensor.data_ptr()
+                place.dtype, place.rank = DTYPES[tensor.dtype], tensor.dim()
                 place.shape[: tensor.dim()] = tensor.shape
                 place.strides[: tensor.dim()] = tensor.stride()
         return (

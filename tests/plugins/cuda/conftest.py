@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from model_repo.runtime.errors import BadInput
+from plugins.cuda import emulated
 from plugins.cuda.build import Build, build
 from plugins.cuda.nvcc import find_nvcc, parse_architectures
+from plugins.cuda.units import CORE, FOLDER
 
 CHECKED_ARCHITECTURES = "90a,120a"
 """What the tests compile: the chip with forms of its own, and one that runs the common forms."""
@@ -29,3 +33,22 @@ def kernels() -> Build:
     if _missing():
         pytest.skip(_missing())
     return build(parse_architectures(CHECKED_ARCHITECTURES))
+
+
+def toy_sources(folder: Path) -> Path:
+    """Fills `folder` with the sources that all operators share, and the toy as the only operator."""
+    for shared in ("include", "emulator"):
+        (folder / shared).symlink_to(FOLDER / shared)
+    (folder / "csrc").mkdir()
+    shared_files = [*CORE, "operator.hpp", "dispatch.hpp", "device.hpp", "slipway_kernels.h"]
+    for name in shared_files:
+        (folder / "csrc" / name).symlink_to(FOLDER / "csrc" / name)
+    (folder / "csrc" / "toy.cu").symlink_to(Path(__file__).parent / "toy.cu")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy operator in an emulated library, which takes tensors of the CPU."""
+    folder = toy_sources(tmp_path_factory.mktemp("toy"))
+    return emulated.Build(operators=("toy",), folder=folder).library()

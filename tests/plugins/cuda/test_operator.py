@@ -12,7 +12,8 @@ from model_repo.runtime.errors import BadInput
 from plugins.cuda.case import Case
 from plugins.cuda.emulated import BUILD, Build, check, run
 from plugins.cuda.library import INTERNAL, UNSUPPORTED, KernelError, Library, aligned_workspace
-from plugins.cuda.units import CORE, FOLDER, units_of
+from plugins.cuda.units import CORE, units_of
+from tests.plugins.cuda.conftest import toy_sources
 
 X = torch.arange(51, dtype=torch.float16).reshape(3, 17)
 DOUBLED = X * 2
@@ -21,15 +22,7 @@ DOUBLED = X * 2
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sources that all operators share, with the toy as the only operator."""
-    folder = tmp_path_factory.mktemp("toy")
-    for shared in ("include", "emulator"):
-        (folder / shared).symlink_to(FOLDER / shared)
-    (folder / "csrc").mkdir()
-    shared_files = [*CORE, "operator.hpp", "dispatch.hpp", "device.hpp", "slipway_kernels.h"]
-    for name in shared_files:
-        (folder / "csrc" / name).symlink_to(FOLDER / "csrc" / name)
-    (folder / "csrc" / "toy.cu").symlink_to(Path(__file__).parent / "toy.cu")
-    return folder
+    return toy_sources(tmp_path_factory.mktemp("toy"))
 
 
 @pytest.fixture(scope="module")
