@@ -65,6 +65,7 @@ struct alignas(8) uint2 { unsigned x, y; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
 
 // ---- 16-bit floating point ----------------------------------------------------------------------
+struct __nv_fp8_e4m3 { uint8_t __x; };
 struct __half { uint16_t bits; };
 struct __nv_bfloat16 { uint16_t bits; };
 
@@ -519,6 +520,28 @@ void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Where wh
   }, where);
 }
 
+// mma.sync.m16n8k32 row.col with 8-bit elements. Register i of A: rows g (i even) or g + 8, columns 4t + 16 * (i / 2)
+// and the three next; register i of B: rows 4t + 16 * i and the three next, column g; D as for m16n8k16.
+template <class D>
+void mma_bytes(D (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], D (*element)(uint8_t), Where where) {
+  struct A { D* d; const uint32_t *a, *b; D (*element)(uint8_t); } args{d, a, b, element};
+  collective<A>("mma.sync.m16n8k32", ~0u, args, [](A* const* all, uint32_t) EMU_FAST {
+    auto element = all[0]->element;
+    D ma[16][32], mb[32][8], c[16][8] = {};
+    for (int l = 0; l < 32; l++)
+      for (int j = 0; j < 4; j++) {
+        int g = l / 4, t = l % 4 * 4 + j;
+        for (int i = 0; i < 4; i++) ma[g + i % 2 * 8][t + i / 2 * 16] = element(uint8_t(all[l]->a[i] >> 8 * j));
+        for (int i = 0; i < 2; i++) mb[t + 16 * i][g] = element(uint8_t(all[l]->b[i] >> 8 * j));
+      }
+    for (int i = 0; i < 16; i++)
+      for (int k = 0; k < 32; k++)
+        for (int j = 0; j < 8; j++) c[i][j] += ma[i][k] * mb[k][j];
+    for (int l = 0; l < 32; l++)
+      for (int i = 0; i < 4; i++) all[l]->d[i] += c[l / 4 + i / 2 * 8][l % 4 * 2 + i % 2];
+  }, where);
+}
+
 // Atomics order memory as well here, so a missing __threadfence is not found.
 template <class T, class F>
 T atomic_update(T* p, F f) {
@@ -579,3 +602,6 @@ inline float __logf(float x) { return std::log(x); }
 inline float __log2f(float x) { return std::log2(x); }
 inline float __fdividef(float a, float b) { return a / b; }
 template <class T> T __ldg(const T* p) { return *p; }
+
+#include "intrinsics.hpp"
+#include "numeric.hpp"

@@ -9,6 +9,9 @@
 #ifdef __CUDACC__
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_fp8.h>
+
+#include <cstdio>
 #define DYNAMIC_SMEM(name) extern __shared__ __align__(128) unsigned char name[]
 #define PTX_WHERE
 #else
@@ -34,6 +37,18 @@ __device__ __forceinline__ void cp_async_16(void* dst, const void* src, bool val
                : "memory");
 #else
   emu::cp_async(dst, src, 16, valid ? 16 : 0, emu_where);
+#endif
+}
+// The same for 8 and 4 bytes (these go through the L1 cache).
+template <int Bytes>
+__device__ __forceinline__ void cp_async_small(void* dst, const void* src, bool valid PTX_WHERE) {
+  static_assert(Bytes == 4 || Bytes == 8, "");
+#ifdef __CUDACC__
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;\n" ::"r"(smem_address(dst)), "l"(src), "n"(Bytes),
+               "r"(valid ? Bytes : 0)
+               : "memory");
+#else
+  emu::cp_async(dst, src, Bytes, valid ? Bytes : 0, emu_where);
 #endif
 }
 __device__ __forceinline__ void cp_async_commit() {
@@ -99,6 +114,58 @@ __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #else
   emu::mma<T>(d, a, b, emu_where);
+#endif
+}
+
+// D += A B for one warp: A 16x32 row-major, B 32x8 column-major, E4M3 elements. From sm_89 on; never reached below.
+__device__ __forceinline__ void mma_m16n8k32_e4m3(float (&d)[4], const uint32_t (&a)[4],
+                                                  const uint32_t (&b)[2] PTX_WHERE) {
+#ifdef __CUDACC__
+#if __CUDA_ARCH__ >= 890
+  asm volatile("mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+  __trap();
+#endif
+#else
+  emu::mma_bytes<float>(d, a, b, emu::e4m3_value, emu_where);
+#endif
+}
+// The same with int8 elements and int32 sums.
+__device__ __forceinline__ void mma_m16n8k32_s8(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2] PTX_WHERE) {
+#ifdef __CUDACC__
+  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
+               : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+  emu::mma_bytes<int>(d, a, b, [](uint8_t code) { return int(int8_t(code)); }, emu_where);
+#endif
+}
+
+// A value that the compiler may not look through: keeps it from precomputing addresses into many registers.
+template <class I>
+__device__ __forceinline__ I opaque(I x) {
+#ifdef __CUDACC__
+  if constexpr (sizeof(I) == 8) asm volatile("" : "+l"(x));
+  else asm volatile("" : "+r"(x));
+#endif
+  return x;
+}
+
+// Debug builds and the emulator stop with these words unless `condition`; release builds do not look.
+__device__ __forceinline__ void device_check(bool condition, const char* words PTX_WHERE) {
+#ifdef __CUDACC__
+#ifdef SLIPWAY_DEBUG
+  if (!condition) {
+    printf("slipway: %s (block %d,%d,%d thread %d)\n", words, blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x);
+    __trap();
+  }
+#else
+  (void)condition, (void)words;
+#endif
+#else
+  if (!condition) emu::fail(words, emu_where);
 #endif
 }
 
