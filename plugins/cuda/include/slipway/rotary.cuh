@@ -19,7 +19,23 @@ struct RotaryTable {
   int64_t max_positions = 0;
 };
 
-// Turns the pair (a, b). The products are rounded apart, so that every compiler makes the same bits.
+// Products and sums that no compiler fuses, so that all of them make the same bits.
+__device__ __forceinline__ float multiply(float a, float b) {
+#ifdef __CUDACC__
+  return __fmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
+__device__ __forceinline__ float add(float a, float b) {
+#ifdef __CUDACC__
+  return __fadd_rn(a, b);
+#else
+  return a + b;
+#endif
+}
+
+// Turns the pair (a, b).
 __device__ __forceinline__ void turn(float& a, float& b, float cos, float sin) {
   const float turned = add(multiply(a, cos), -multiply(b, sin));
   b = add(multiply(b, cos), multiply(a, sin));
