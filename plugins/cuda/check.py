@@ -1,7 +1,8 @@
 """Builds, checks and measures the kernels on the GPU that is here: `make gpu-check`, `python -m plugins.cuda.check`.
 
 Needs nvcc, and a Python with numpy and a CUDA build of torch; nothing else of ours. It ends within its budget: what it
-had no time for is listed. Exit code 3 when a kernel is wrong, or was not run. The results are a JSON file in plugins/bench/results/.
+had no time for is listed. Exit code 3 when a kernel is wrong, or was not run. The results are a JSON file in
+plugins/bench/results/.
 """
 
 from __future__ import annotations
