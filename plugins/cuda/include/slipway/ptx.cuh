@@ -143,6 +143,17 @@ __device__ __forceinline__ void mma_m16n8k32_s8(int (&d)[4], const uint32_t (&a)
 #endif
 }
 
+// 2^x to 2 ulp in one instruction; 0 where the result would be below 2^-126.
+__device__ __forceinline__ float exp2(float x) {
+#ifdef __CUDACC__
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return x < -126.f ? 0.f : ::exp2f(x);
+#endif
+}
+
 // A value that the compiler may not look through: keeps it from precomputing addresses into many registers.
 template <class I>
 __device__ __forceinline__ I opaque(I x) {
