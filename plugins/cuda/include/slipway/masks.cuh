@@ -41,17 +41,17 @@ __device__ __forceinline__ KeyRange common_keys(const Mask& mask, int first, int
 }
 
 // From dot products to logits in base 2 (the softmax takes exp2). When nothing but the scale applies, the dot
-// products stay as they are and the softmax multiplies by `factor` on the way; else operator() makes the
-// logits, and `factor` is 1. Order: scale, softcap, ALiBi, bias.
+// products stay as they are and the softmax multiplies by `factor` on the way; else they are mapped first
+// (see scores.cuh), and `factor` is 1. Order: scale, softcap, ALiBi, bias.
 struct ScoreMap {
   float factor;     // what the softmax has still to multiply by
-  bool changes;     // operator() must be called
+  bool changes;     // scores must be mapped
   float scale;      // scale * log2(e)
   float cap;        // softcap * log2(e); 0: off
   float cap_inner;  // 2 * log2(e) * scale / softcap
 
-  // `scale`: of the dot products, with what dequantizes them. `has_bias`: the caller adds a bias, times
-  // log2(e), to what operator() returns.
+  // `scale_`: of the dot products, with what dequantizes them; has_bias: something is added to the logits
+  // later.
   __device__ __forceinline__ ScoreMap(const Mask& mask, float scale_, bool has_bias) {
     scale = scale_ * kLog2e;
     cap = mask.softcap * kLog2e;
@@ -60,12 +60,9 @@ struct ScoreMap {
     factor = changes ? 1.f : scale;
   }
 
-  // slope: ALiBi's, times log2(e), or 0; distance: |position - key|.
-  __device__ __forceinline__ float operator()(float product, float slope, int distance) const {
-    float y = product * scale;
-    // tanh(x) = 1 - 2 / (exp(2x) + 1): exact at both ends, and good to 1e-7 of the cap between them.
-    if (cap > 0.f) y = cap - 2.f * cap * __fdividef(1.f, exp2f(product * cap_inner) + 1.f);
-    return y - slope * float(distance);
+  // tanh(x) = 1 - 2 / (exp(2x) + 1): exact at both ends, and good to 1e-7 of the cap between them.
+  __device__ __forceinline__ float capped(float product) const {
+    return cap - 2.f * cap * __fdividef(1.f, ptx::exp2(product * cap_inner) + 1.f);
   }
 };
 

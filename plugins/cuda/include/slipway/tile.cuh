@@ -47,13 +47,13 @@ __device__ __forceinline__ void load_tile(T* tile, const T* base, int columns, i
   }
 }
 
-// Fragments. `row` and `chunk` are a fragment's first; all lanes of the warp call. A 16-bit k step of
-// mma.m16n8k16 and an 8-bit one of mma.m16n8k32 are two chunks each.
+// Fragments. `row` and `chunk` are a fragment's first, `row` a multiple of 8; all lanes of the warp call. A
+// 16-bit k step of mma.m16n8k16 and an 8-bit one of mma.m16n8k32 are two chunks each.
 
 // A, 16 rows by two chunks, rows of the tile being rows of A.
 template <class T, int D>
-__device__ __forceinline__ void load_a(uint32_t (&f)[4], const T* tile, int row, int chunk) {
-  const int lane = threadIdx.x % 32, matrix = lane / 8;
+__device__ __forceinline__ void load_a(uint32_t (&f)[4], const T* tile, int row, int chunk, int lane) {
+  const int matrix = lane / 8;
   ptx::ldmatrix_x4<false>(
       f, tile + TileLayout<T, D>::at(row + (matrix & 1) * 8 + lane % 8, chunk + (matrix >> 1)));
 }
@@ -61,8 +61,8 @@ __device__ __forceinline__ void load_a(uint32_t (&f)[4], const T* tile, int row,
 // B of 16 columns by two chunks, rows of the tile being columns of B (keys, for scores): f[0], f[1] belong to
 // columns 0 to 7, f[2], f[3] to 8 to 15.
 template <class T, int D>
-__device__ __forceinline__ void load_b(uint32_t (&f)[4], const T* tile, int row, int chunk) {
-  const int lane = threadIdx.x % 32, matrix = lane / 8;
+__device__ __forceinline__ void load_b(uint32_t (&f)[4], const T* tile, int row, int chunk, int lane) {
+  const int matrix = lane / 8;
   ptx::ldmatrix_x4<false>(
       f, tile + TileLayout<T, D>::at(row + (matrix >> 1) * 8 + lane % 8, chunk + (matrix & 1)));
 }
@@ -70,9 +70,10 @@ __device__ __forceinline__ void load_b(uint32_t (&f)[4], const T* tile, int row,
 // B of 16 columns (two chunks) by 16 rows, rows of the tile being rows of B (values); 16-bit elements: f[0],
 // f[1] belong to columns 0 to 7, f[2], f[3] to 8 to 15.
 template <class T, int D>
-__device__ __forceinline__ void load_b_transposed(uint32_t (&f)[4], const T* tile, int row, int chunk) {
+__device__ __forceinline__ void load_b_transposed(uint32_t (&f)[4], const T* tile, int row, int chunk,
+                                                  int lane) {
   static_assert(sizeof(T) == 2, "ldmatrix transposes 16-bit elements only");
-  const int lane = threadIdx.x % 32, matrix = lane / 8;
+  const int matrix = lane / 8;
   ptx::ldmatrix_x4<true>(
       f, tile + TileLayout<T, D>::at(row + (matrix & 1) * 8 + lane % 8, chunk + (matrix >> 1)));
 }
