@@ -20,6 +20,8 @@ namespace slipway {
 
 constexpr int kPlanRows = 64;  // rows of an item
 constexpr int kPlanKeys = 64;  // chunks are multiples of this
+constexpr int kPlanItemCost = 2;   // cost of an item apart from its keys, in kPlanKeys keys
+constexpr int kMaxPlanBatch = 4096;
 
 // What a plan is sized by: known on the host.
 struct AttentionLimits {
@@ -49,7 +51,7 @@ struct AttentionSequence {  // 32 bytes
                   // none, because one chunk is all and is written as the result
   int own_chunk;  // chunks from first_chunk to here are computed with those of its shared prefix
   int list;       // where its tokens begin in shared_tokens; -1: it shares nothing
-  int list_tokens;  // of all sequences of its shared prefix, when it is the first of them; else 0
+  int list_tokens;  // of all sequences of its shared prefix, when it is the first of them; else -1 - the first; else 0
   int item, tile;   // numbers of its first split item and its first unsplit one
 };
 
@@ -68,7 +70,7 @@ enum AttentionPlanHeader {
 };
 constexpr int kAttentionPlanSignature = 0x51770001;
 
-// Capacities, and where the arrays of a plan begin, in ints from its base (which is aligned to 32 bytes).
+// Capacities, and where the arrays of a plan begin, in ints from its base (aligned to 16 bytes).
 struct AttentionPlanLayout {
   int64_t slots;        // partial results that a step can have: pairs of a token and a chunk
   int64_t split_tokens;  // tokens of split sequences that a step can have
@@ -131,7 +133,7 @@ struct AttentionPlanParams {
   const int* past_lens;      // [batch]; past_lens[b] + new tokens of b at most max_length
   const int* prefix_leader;  // [batch] sequence whose prefix this one shares, itself when none; nullptr: none share
   const int* prefix_lens;    // [batch] keys that it shares with its leader (same blocks); nullptr with prefix_leader
-  int* metadata;             // [AttentionPlanLayout(limits).ints], aligned to 32 bytes, written
+  int* metadata;             // [AttentionPlanLayout(limits).ints], aligned to 16 bytes, written
   AttentionLimits limits;
 };
 

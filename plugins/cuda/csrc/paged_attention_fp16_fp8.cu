@@ -1,0 +1,5 @@
+#include "paged_attention_form.hpp"
+
+namespace slipway {
+template void launch_paged_attention<__half, PoolKind::kE4M3>(PagedAttentionParams, void*);
+}  // namespace slipway
