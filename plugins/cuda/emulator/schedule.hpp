@@ -1,0 +1,120 @@
+// Launches: blocks one after another in a shuffled order, the threads of a block in an order drawn from the seed, so
+// that a warp may run far ahead of the others. A kernel whose blocks wait for one another never ends here.
+#pragma once
+#include <numeric>
+#include <type_traits>
+
+#include "machine.hpp"
+#include "shared_memory.hpp"
+#include "slipway/errors.hpp"
+
+namespace emu {
+
+EMU_FAST inline void end_thread() {
+  Internal guard;
+  Thread& t = *machine.cur;
+  if (!t.open.empty() || !t.committed.empty()) fail("cp.async not waited for before the thread ends", t.where);
+  release(&machine.token[2]);
+  t.state = Thread::Done;
+  machine.alive--;
+}
+EMU_FAST inline void fiber_entry() {
+  arrived(machine.cur->ctx, machine.main);
+  machine.body();
+  end_thread();
+  jump(machine.cur->ctx, machine.main, true);
+}
+
+inline void start(Thread& t, int id) {
+  Machine& m = machine;
+  if (int(m.stacks.size()) <= id) m.stacks.push_back(new_stack());
+  t = Thread{};
+  t.id = id;
+  t.tid = {id % m.block.x, id / m.block.x % m.block.y, id / m.block.x / m.block.y};
+  prepare(t.ctx, m.stacks[size_t(id)], fiber_entry);
+  m.warps[size_t(id / 32)].ready |= 1u << id % 32;
+}
+
+// The next thread to run, or null when none can.
+inline Thread* choose(unsigned& w) {
+  Machine& m = machine;
+  const auto n_warps = unsigned(m.warps.size());
+  if (!m.warps[w].ready || m.random() % m.preempt == 0) {
+    unsigned k = 0, first = m.random() % n_warps;
+    while (k < n_warps && !m.warps[(first + k) % n_warps].ready) k++;
+    if (k == n_warps) return nullptr;
+    w = (first + k) % n_warps;
+  }
+  const uint32_t ready = m.warps[w].ready, turn = m.random() % 32;
+  const uint32_t rotated = ready >> turn | ready << ((32 - turn) & 31);
+  const unsigned lane = (unsigned(__builtin_ctz(rotated)) + turn) % 32;
+  m.warps[w].ready &= ~(1u << lane);
+  return &m.threads[w * 32 + lane];
+}
+
+inline void run_block() {
+  Machine& m = machine;
+  begin_shared_memory();
+  m.alive = m.n_threads, m.arrived = 0, m.votes = 0;
+  m.warps.assign(size_t(m.n_threads + 31) / 32, Warp{});
+  m.threads.resize(size_t(m.n_threads));
+  for (int i = 0; i < m.n_threads; i++) start(m.threads[size_t(i)], i);
+  unsigned w = m.random() % unsigned(m.warps.size());
+  while (m.alive > 0 && m.fault.empty()) {
+    m.cur = choose(w);
+    if (!m.cur) m.fault = deadlock();
+    else jump(m.main, m.cur->ctx);
+  }
+#ifdef __SANITIZE_THREAD__
+  if (!m.fault.empty()) {  // TSan can neither destroy suspended fibers nor order the clean-up after them
+    std::fprintf(stderr, "FAIL emulator: %s\n", m.fault.c_str());
+    std::_Exit(1);
+  }
+  for (Thread& t : m.threads) __tsan_destroy_fiber(t.ctx.tsan);
+  // Blocks are unordered for TSan (it finds races between them), so they cannot share stacks.
+  for (unsigned char* stack : m.stacks) free_stack(stack);
+  m.stacks.clear();
+#endif
+  for (auto& end : m.at_block_end) end();
+  end_shared_memory();
+  if (!m.fault.empty()) throw Fault(std::exchange(m.fault, {}));
+}
+
+// What cudaLaunchKernel refuses on every chip that is supported (CUDA C++ Programming Guide, compute capabilities).
+inline void check_launch(dim3 grid, dim3 block, size_t smem_bytes) {
+  const auto text = [](dim3 d) {
+    return std::to_string(d.x) + "x" + std::to_string(d.y) + "x" + std::to_string(d.z);
+  };
+  const uint64_t threads = uint64_t(block.x) * block.y * block.z;
+  if (threads == 0 || threads > 1024 || block.z > 64 || grid.x == 0 || grid.y == 0 || grid.z == 0 ||
+      grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535)
+    throw slipway::CudaError("launch: invalid configuration argument: grid " + text(grid) + ", block " + text(block));
+  if (smem_bytes > kMaxSharedBytes)
+    throw slipway::CudaError("launch: invalid argument: " + std::to_string(smem_bytes) +
+                             " bytes of shared memory; a block has at most " + std::to_string(kMaxSharedBytes));
+}
+
+// Runs kernel(args...) over the grid. Throws Fault, or CudaError for what CUDA would not launch.
+template <class... P, class... A>
+void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem_bytes, A... args) {
+  check_launch(grid, block, smem_bytes);
+  Internal guard;
+  Machine& m = machine;
+  m.grid = grid, m.block = block, m.smem_bytes = smem_bytes;
+  m.n_threads = int(block.x * block.y * block.z);
+  m.state = m.seed * 0x9e3779b97f4a7c15ull | 1;
+  m.body = [=] { kernel(args...); };
+#ifdef __SANITIZE_THREAD__
+  m.main.tsan = __tsan_get_current_fiber();
+#endif
+  std::vector<unsigned> order(size_t(grid.x) * grid.y * grid.z);
+  std::iota(order.begin(), order.end(), 0u);
+  for (size_t i = order.size(); i > 1; i--) std::swap(order[i - 1], order[m.random() % i]);
+  for (unsigned b : order) {
+    m.bid = {b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y};
+    run_block();
+  }
+  acquire(&m.token[2]);
+}
+
+}  // namespace emu
