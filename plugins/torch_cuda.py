@@ -117,16 +117,20 @@ def _attributes(description: Description) -> list[str]:
 
 
 def run(
-    kernels: Library, operator: str, tensors: Mapping[str, Tensor], attributes: Mapping[str, float]
+    kernels: Library,
+    operator: str,
+    tensors: Mapping[str, Tensor],
+    attributes: Mapping[str, float],
+    workspace: Tensor | None = None,
 ) -> None:
     """Runs an operator where its tensors are, on torch's current stream of that device."""
     device = next(iter(tensors.values())).device
     if device.type != "cuda":
-        kernels.run(operator, tensors, attributes)
+        kernels.run(operator, tensors, attributes, workspace=workspace)
         return
     with torch.cuda.device(device):
         stream = torch.cuda.current_stream(device).cuda_stream
-        kernels.run(operator, tensors, attributes, stream=stream)
+        kernels.run(operator, tensors, attributes, workspace=workspace, stream=stream)
 
 
 def _in_place(kernels: Library, description: Description) -> Callable[..., None]:

@@ -159,7 +159,7 @@ def measure(run: Run) -> tuple[dict[str, float], list[Measurement]]:
     run.dropped += [line["dropped"] for line in lines if "dropped" in line]
     if code != 0:
         run.dropped.append(f"benchmarks after {len(lines)} lines: code {code}: {words}")
-    return ceilings, [Measurement(**line["measurement"]) for line in lines if "measurement" in line]
+    return ceilings, [Measurement.from_record(line["measurement"]) for line in lines if "measurement" in line]
 
 
 def _child(run: Run, module: str, report: Path, scale: str, *more: str) -> list[str]:
@@ -350,17 +350,28 @@ def print_results(found: Results) -> None:
 
 
 def print_measurements(found: Results) -> None:
-    """The benchmarks' table."""
-    ceilings = ", ".join(f"{name} {value:.4g}" for name, value in found.ceilings.items())
-    rows = []
+    """The benchmarks' tables: times with baselines, then goals."""
+    names = list(dict.fromkeys(name for m in found.measurements for name in m.baselines))
+    rows: list[tuple[object, ...]] = []
     for m in found.measurements:
-        best = min((t for t in m.baselines.values() if not isinstance(t, str)), default=None)
-        goal = "" if m.goal is None else f"{'at most' if m.at_most else 'at least'} {m.goal:g}"
-        reached = {None: "", True: "reached", False: "MISSED"}[m.reached]
-        ratio = None if best is None else best / m.microseconds
-        rows.append((m.operator, m.case, m.microseconds, m.achieved, m.unit, goal, reached, ratio))
-    columns = ("operator", "case", "us", "achieved", "unit", "goal", "", "best baseline / ours")
-    print_table(f"Benchmarks ({ceilings})", columns, rows)
+        times = [_time(m.baselines.get(name)) for name in names]
+        rate = m.operations / m.microseconds / 1e6
+        rows.append((m.operator, m.case, m.microseconds, m.bytes_moved / m.microseconds / 1e3, rate, *times))
+    print_table(
+        "Benchmarks", ("operator", "case", "us", "GB/s", "TFLOP/s", *(f"{n}, us" for n in names)), rows
+    )
+    goals: list[tuple[object, ...]] = []
+    for m in found.measurements:
+        for goal in m.goals:
+            bound = f"at {'most' if goal.at_most else 'least'} {goal.bound:g}"
+            verdict = {None: "not measured", True: "reached", False: "MISSED"}[goal.reached]
+            goals.append((m.operator, m.case, goal.achieved, bound, goal.unit, verdict))
+    print_table("Goals", ("operator", "case", "achieved", "goal", "", ""), goals)
+    print("ceilings: " + ", ".join(f"{name} {value:.4g}" for name, value in found.ceilings.items()))
+
+
+def _time(baseline: float | str | None) -> float | str | None:
+    return "none" if isinstance(baseline, str) else baseline
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

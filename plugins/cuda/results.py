@@ -38,26 +38,40 @@ class SanitizerReport:
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """One benchmark case. Times are medians in microseconds.
+class GoalResult:
+    """What a goal speaks of, in `unit`: what it must at least (or at most) be, and what it is.
 
-    achieved: what the goal speaks of, in `unit`; goal: what it must at least (or, for times and ratios of times, at
-    most) be; reached: None where there is no goal. baselines: microseconds by name, or why there is none.
+    achieved and reached are None where what it compares with was not measured.
+    """
+
+    unit: str
+    bound: float
+    at_most: bool
+    achieved: float | None
+    reached: bool | None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One benchmark case. Times are medians in microseconds; spread is half the distance of the quartiles over it.
+
+    replayed: in a CUDA graph, without the host's time. baselines: microseconds by name, or why there is none.
     """
 
     operator: str
     case: str
     microseconds: float
     spread: float
-    """Half the distance of the quartiles, over the median."""
+    replayed: bool
     bytes_moved: int
     operations: int
-    achieved: float
-    unit: str
-    goal: float | None
-    reached: bool | None
-    at_most: bool = False
+    goals: tuple[GoalResult, ...] = ()
     baselines: Mapping[str, float | str] = field(default_factory=dict)
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Measurement:
+        """Reads what `dataclasses.asdict` gave."""
+        return cls(**{**record, "goals": tuple(GoalResult(**goal) for goal in record["goals"])})
 
 
 @dataclass(frozen=True)
@@ -113,7 +127,7 @@ def read(path: Path) -> Results:
                 "operators": tuple(data["operators"]),
                 "checks": tuple(data["checks"]),
                 "sanitizer": tuple(SanitizerReport(**entry) for entry in data["sanitizer"]),
-                "measurements": tuple(Measurement(**entry) for entry in data["measurements"]),
+                "measurements": tuple(map(Measurement.from_record, data["measurements"])),
                 "dropped": tuple(data["dropped"]),
             }
         )

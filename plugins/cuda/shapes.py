@@ -15,24 +15,22 @@ _DTYPES_BY_NAME = {str(dtype).removeprefix("torch.").replace("_e4m3fn", "e4m3fn"
 
 
 def can_be_made(description: Description) -> bool:
-    """Whether each output that must be there has a shape and a dtype that the required inputs decide."""
+    """Whether each output that must be there has a shape that the required inputs decide, and nothing is in-out."""
     required = [t for t in description.tensors if t.role == "input" and not t.optional]
     symbols = {symbol for t in required for axis in t.shape if (symbol := _plain_symbol(axis))}
-    types = {t.type for t in required}
     outputs = [t for t in description.tensors if t.role == "output" and not t.optional]
     return (
         bool(outputs)
         and all(t.role != "inout" or t.optional for t in description.tensors)
-        and all(
-            (t.type in types or t.type in _DTYPES_BY_NAME)
-            and all(axis.isdigit() or _parsed(axis)[1] in symbols for axis in t.shape)
-            for t in outputs
-        )
+        and all(all(axis.isdigit() or _parsed(axis)[1] in symbols for axis in t.shape) for t in outputs)
     )
 
 
 def new_outputs(description: Description, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Uninitialized tensors for the required outputs, beside the inputs. Needs `can_be_made`."""
+    """Uninitialized tensors for the required outputs, beside the inputs. Needs `can_be_made`.
+
+    An output whose type no input decides gets that of the first input if it may have it, else the first it may have.
+    """
     symbols: dict[str, int] = {}
     types: dict[str, torch.dtype] = {}
     for parameter in description.tensors:
@@ -44,9 +42,16 @@ def new_outputs(description: Description, tensors: Mapping[str, Tensor]) -> dict
             if not axis.isdigit() and not axis.startswith("1|"):
                 factor, symbol, divisor, offset = _parsed(axis)
                 symbols.setdefault(symbol, (size - offset) * divisor // factor)
-    like = next(iter(tensors.values()))
+    like = next(tensors[p.name] for p in description.tensors if p.name in tensors)
+
+    def dtype(kind: str) -> torch.dtype:
+        if kind in types or kind in _DTYPES_BY_NAME:
+            return types.get(kind) or _DTYPES_BY_NAME[kind]
+        allowed = [_DTYPES_BY_NAME[name] for name in description.types[kind]]
+        return like.dtype if like.dtype in allowed else allowed[0]
+
     return {
-        p.name: like.new_empty(_shape(p, symbols), dtype=types.get(p.type) or _DTYPES_BY_NAME[p.type])
+        p.name: like.new_empty(_shape(p, symbols), dtype=dtype(p.type))
         for p in description.tensors
         if p.role == "output" and not p.optional
     }

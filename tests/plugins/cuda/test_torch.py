@@ -54,12 +54,14 @@ def test_outputs_have_the_shapes_that_the_description_says() -> None:
     description = Description(
         "op",
         "",
-        {"T": ("float16", "float32")},
+        {"T": ("float16", "float32"), "O": ("float16", "float8e4m3fn"), "Q": ("int8", "float8e4m3fn")},
         (
             tensor("gate_up", "input", "T", "rows", "2*hidden"),
             tensor("starts", "input", "int32", "batch+1"),
             tensor("y", "output", "T", "rows", "hidden/2"),
             tensor("scale", "output", "float32", "batch", "7"),
+            tensor("same", "output", "O", "rows"),
+            tensor("codes", "output", "Q", "rows"),
         ),
         (),
     )
@@ -69,9 +71,12 @@ def test_outputs_have_the_shapes_that_the_description_says() -> None:
     assert {name: (tuple(t.shape), t.dtype) for name, t in made.items()} == {
         "y": ((3, 4), torch.float16),
         "scale": ((4, 7), torch.float32),
+        "same": ((3,), torch.float16),
+        "codes": ((3,), torch.int8),
     }
     assert (
-        torch_cuda.functional_schema(description) == "(*, Tensor gate_up, Tensor starts) -> (Tensor, Tensor)"
+        torch_cuda.functional_schema(description)
+        == "(*, Tensor gate_up, Tensor starts) -> (Tensor, Tensor, Tensor, Tensor)"
     )
 
 

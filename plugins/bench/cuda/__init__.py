@@ -1,0 +1,1 @@
+"""Benchmarks of the CUDA kernels against their goals and against named baselines: `python -m plugins.bench.cuda`."""
