@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <string>
 
 #include "dispatch.hpp"
+#include "slipway/kv_write_kernel.cuh"
 
 namespace slipway {
 namespace {
@@ -16,28 +18,59 @@ int widest_access(std::initializer_list<int64_t> bytes) {
 }
 int64_t address(const void* p) { return int64_t(reinterpret_cast<uintptr_t>(p)); }
 
+int stride_of(int64_t stride) {
+  require(stride >= 0 && stride <= INT32_MAX, "a stride of %lld elements; allowed are 0 to 2^31 - 1", (long long)stride);
+  return int(stride);
+}
+
 KvWritePlan plan_of(const KvWriteParams& p, int64_t new_bytes, int64_t pool_bytes) {
   const RotaryTable& r = p.rotary;
   const int lanes = std::max({kv_write::lanes_of(p.key_dim, r.rotary_dim, r.interleaved),
                               kv_write::lanes_of(p.value_dim, 0, false), 1});
-  KvWritePlan plan;
+  KvWritePlan plan = {};
   while ((1 << plan.lanes_log2) < lanes) plan.lanes_log2++;
-  // Where runs of a key or query begin and end besides at multiples of 8 elements.
-  const int64_t half = r.interleaved ? 0 : r.rotary_dim / 2, size = p.key_dim;
-  auto of_key = [&](const void* data, int64_t token_stride, int64_t head_stride, int64_t bytes) {
-    return widest_access({address(data), token_stride * bytes, head_stride * bytes, half * bytes, 2 * half * bytes,
-                          size * bytes, kRun * bytes});
-  };
-  plan.key_access = of_key(p.key, p.key_token_stride, p.key_head_stride, new_bytes);
-  plan.query_access = of_key(p.query, p.query_token_stride, p.query_head_stride, new_bytes);
-  plan.query_out_access = of_key(p.query_out, p.query_out_token_stride, p.query_out_head_stride, new_bytes);
-  plan.key_cache_access = of_key(p.key_cache, 0, p.key_dim, pool_bytes);
-  plan.weight_access = std::min(of_key(p.key_norm_weight, 0, 0, new_bytes), of_key(p.query_norm_weight, 0, 0, new_bytes));
-  plan.value_access = widest_access({address(p.value), p.value_token_stride * new_bytes,
-                                     p.value_head_stride * new_bytes, p.value_dim * new_bytes, kRun * new_bytes});
-  plan.value_cache_access = widest_access({address(p.value_cache), p.value_dim * pool_bytes, kRun * pool_bytes});
+  plan.heads_of_token = p.heads + 2 * p.kv_heads;
+
+  const int pool_row = p.kv_heads;  // heads of a slot
+  KvWritePart& query = plan.parts[0];
+  query.source = p.query, query.target = p.query_out, query.weight = p.query_norm_weight;
+  query.token_stride = stride_of(p.query_token_stride), query.head_stride = stride_of(p.query_head_stride);
+  query.target_token_stride = stride_of(p.query_out_token_stride);
+  query.target_head_stride = stride_of(p.query_out_head_stride);
+  query.size = p.key_dim, query.rotary_dim = r.rotary_dim, query.first_head = 0;
+
+  KvWritePart& key = plan.parts[1];
+  key.source = p.key, key.target = p.key_cache, key.weight = p.key_norm_weight;
+  key.token_stride = stride_of(p.key_token_stride), key.head_stride = stride_of(p.key_head_stride);
+  key.target_token_stride = stride_of(int64_t(pool_row) * p.key_dim), key.target_head_stride = p.key_dim;
+  key.scale = p.key_scale, key.scale_stride = int(p.key_scale_stride), key.token_scale = p.key_token_scale;
+  key.size = p.key_dim, key.rotary_dim = r.rotary_dim, key.first_head = p.heads;
+
+  KvWritePart& value = plan.parts[2];
+  value.source = p.value, value.target = p.value_cache;
+  value.token_stride = stride_of(p.value_token_stride), value.head_stride = stride_of(p.value_head_stride);
+  value.target_token_stride = stride_of(int64_t(pool_row) * p.value_dim), value.target_head_stride = p.value_dim;
+  value.scale = p.value_scale, value.scale_stride = int(p.value_scale_stride);
+  value.token_scale = p.value_token_scale;
+  value.size = p.value_dim, value.rotary_dim = 0, value.first_head = p.heads + p.kv_heads;
+
+  for (KvWritePart& part : plan.parts) {
+    // Runs begin and end at multiples of 8 elements, at halves of rotary_dim, and at the end of the head.
+    const int64_t half = r.interleaved ? 0 : part.rotary_dim / 2;
+    auto widest = [&](const void* data, int64_t token_stride, int64_t head_stride, int64_t bytes) {
+      return widest_access({address(data), token_stride * bytes, head_stride * bytes, half * bytes, 2 * half * bytes,
+                            part.size * bytes, kRun * bytes});
+    };
+    part.access = widest(part.source, part.token_stride, part.head_stride, new_bytes);
+    part.target_access = widest(part.target, part.target_token_stride, part.target_head_stride,
+                                &part == &query ? new_bytes : pool_bytes);
+    part.weight_access = widest(part.weight, 0, 0, new_bytes);
+    plan.norm = plan.norm || part.weight != nullptr;
+    plan.by_token = plan.by_token || part.token_scale != nullptr;
+  }
   const int64_t table_bytes = r.float_table ? int64_t(sizeof(float)) : new_bytes;
-  plan.table_access = widest_access({address(r.cos), address(r.sin), r.rotary_dim / 2 * table_bytes, kRun * table_bytes});
+  plan.table_access =
+      widest_access({address(r.cos), address(r.sin), r.rotary_dim / 2 * table_bytes, kRun * table_bytes});
   return plan;
 }
 
@@ -80,7 +113,7 @@ void launch_kv_write(const KvWriteParams& p, DType new_type, DType pool_type, vo
     using T = typename decltype(tag)::type;
     if (pool_type == new_type) return launch<T, T>(p, stream);
     if (pool_type == kInt8) return launch<T, int8_t>(p, stream);
-    if (pool_type == kFloat8E4M3) return launch<T, E4M3>(p, stream);
+    if (pool_type == kFloat8E4M3) return launch<T, e4m3>(p, stream);
     if constexpr (sizeof(T) == sizeof(float)) {  // float32 also goes to 16-bit pools
       if (pool_type == kFloat16) return launch<T, __half>(p, stream);
       if (pool_type == kBFloat16) return launch<T, __nv_bfloat16>(p, stream);

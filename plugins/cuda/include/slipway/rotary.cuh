@@ -3,7 +3,6 @@
 #include <cstdint>
 
 #include "slipway/numeric.cuh"
-#include "slipway/ptx.cuh"
 
 namespace slipway {
 
@@ -19,23 +18,7 @@ struct RotaryTable {
   int64_t max_positions = 0;
 };
 
-// Products and sums that no compiler fuses, so that all of them make the same bits.
-__device__ __forceinline__ float multiply(float a, float b) {
-#ifdef __CUDACC__
-  return __fmul_rn(a, b);
-#else
-  return a * b;
-#endif
-}
-__device__ __forceinline__ float add(float a, float b) {
-#ifdef __CUDACC__
-  return __fadd_rn(a, b);
-#else
-  return a + b;
-#endif
-}
-
-// Turns the pair (a, b).
+// Turns the pair (a, b). Nothing is fused, so that every compiler makes the same bits.
 __device__ __forceinline__ void turn(float& a, float& b, float cos, float sin) {
   const float turned = add(multiply(a, cos), -multiply(b, sin));
   b = add(multiply(b, cos), multiply(a, sin));
