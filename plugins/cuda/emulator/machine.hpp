@@ -68,7 +68,7 @@ struct Machine {
   Where barrier = {};  // where the threads at __syncthreads are
   std::vector<Thread> threads;
   std::vector<Warp> warps;
-  std::vector<unsigned char*> stacks;
+  std::vector<Strand> strands;
   std::function<void()> body;
   Context main;
   Thread* cur = nullptr;
@@ -77,7 +77,8 @@ struct Machine {
   std::map<std::pair<const void*, int>, Region> arrays;  // shared arrays of the running block, by place in the source
   std::vector<std::function<void()>> at_block_end;       // for state that units of the emulator keep of a block
   std::string fault;
-  char token[3];  // TSan: __syncthreads (two phases), end of the launch
+  unsigned blocks_run = 0;
+  char token[4];  // TSan: __syncthreads (two phases), end and begin of the launch
   uint32_t random() {
     state ^= state << 13, state ^= state >> 7, state ^= state << 17;
     return uint32_t(state >> 16);

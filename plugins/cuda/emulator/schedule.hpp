@@ -20,18 +20,28 @@ EMU_FAST inline void end_thread() {
 }
 EMU_FAST inline void fiber_entry() {
   arrived(machine.cur->ctx, machine.main);
+  acquire(&machine.token[3]);
   machine.body();
   end_thread();
   jump(machine.cur->ctx, machine.main, true);
 }
 
+// Blocks that share strands are ordered for TSan, which finds no race between them. So neighbours in the (shuffled)
+// order of blocks have different ones.
+#ifdef __SANITIZE_THREAD__
+constexpr unsigned kStrandsOfThread = 2;
+#else
+constexpr unsigned kStrandsOfThread = 1;
+#endif
+
 inline void start(Thread& t, int id) {
   Machine& m = machine;
-  if (int(m.stacks.size()) <= id) m.stacks.push_back(new_stack());
+  const size_t strand = kStrandsOfThread * size_t(id) + m.blocks_run % kStrandsOfThread;
+  while (m.strands.size() <= strand) m.strands.push_back(new_strand());
   t = Thread{};
   t.id = id;
   t.tid = {id % m.block.x, id / m.block.x % m.block.y, id / m.block.x / m.block.y};
-  prepare(t.ctx, m.stacks[size_t(id)], fiber_entry);
+  prepare(t.ctx, m.strands[strand], fiber_entry);
   m.warps[size_t(id / 32)].ready |= 1u << id % 32;
 }
 
@@ -66,18 +76,17 @@ inline void run_block() {
     else jump(m.main, m.cur->ctx);
   }
 #ifdef __SANITIZE_THREAD__
-  if (!m.fault.empty()) {  // TSan can neither destroy suspended fibers nor order the clean-up after them
+  if (!m.fault.empty()) {  // TSan cannot order the clean-up after threads that were left suspended
     std::fprintf(stderr, "FAIL emulator: %s\n", m.fault.c_str());
     std::_Exit(1);
   }
-  for (Thread& t : m.threads) __tsan_destroy_fiber(t.ctx.tsan);
-  // Blocks are unordered for TSan (it finds races between them), so they cannot share stacks.
-  for (unsigned char* stack : m.stacks) free_stack(stack);
-  m.stacks.clear();
 #endif
   for (auto& end : m.at_block_end) end();
   end_shared_memory();
-  if (!m.fault.empty()) throw Fault(std::exchange(m.fault, {}));
+  m.blocks_run++;
+  if (m.fault.empty()) return;
+  for (Strand strand : m.strands) clean(strand);
+  throw Fault(std::exchange(m.fault, {}));
 }
 
 // What cudaLaunchKernel refuses on every chip that is supported (CUDA C++ Programming Guide, compute capabilities).
@@ -107,6 +116,7 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem_bytes, A...
 #ifdef __SANITIZE_THREAD__
   m.main.tsan = __tsan_get_current_fiber();
 #endif
+  release(&m.token[3]);
   std::vector<unsigned> order(size_t(grid.x) * grid.y * grid.z);
   std::iota(order.begin(), order.end(), 0u);
   for (size_t i = order.size(); i > 1; i--) std::swap(order[i - 1], order[m.random() % i]);
