@@ -30,6 +30,7 @@ class Case:
     content, any other starts poisoned. expected: every output and in-out, whole. Inputs must stay as they are.
     tolerance: of ||got - expected|| / ||expected||; 0 means equal bits. tolerances: by output, where one differs.
     error: the call must be refused with a message that holds these words.
+    least_compute_capability: of devices that the call is for, 89 for 8.9; others leave the case out.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Case:
     tolerance: float = 0.0
     tolerances: Mapping[str, float] = field(default_factory=dict)
     error: str | None = None
+    least_compute_capability: int = 0
 
     def start(self) -> dict[str, Tensor]:
         """All tensors as they are before the call: contents, and poisoned outputs (not copies of `tensors`)."""

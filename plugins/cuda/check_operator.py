@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -48,7 +49,12 @@ def run(given: argparse.Namespace, report: TextIO) -> int:
         report.write(json.dumps(line) + "\n")
         report.flush()
 
-    execution = Execution(Library(given.library), torch.device(given.device), given.margin)
+    device = torch.device(given.device)
+    capability = int(os.environ.get("SLIPWAY_EMULATED_COMPUTE_CAPABILITY", "80"))
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        capability = 10 * major + minor
+    execution = Execution(Library(given.library), device, given.margin)
     module = importlib.import_module(given.module)
     deadline = time.perf_counter() + given.seconds
     count = 0
@@ -56,6 +62,8 @@ def run(given: argparse.Namespace, report: TextIO) -> int:
         case = item.alone if isinstance(item, Company) else item
         count = index + 1
         if index < given.skip or (given.operators and case.operator not in given.operators):
+            continue
+        if case.least_compute_capability > capability:
             continue
         if time.perf_counter() > deadline:
             say(dropped=f"{given.module}: {item.name} and all after it, for time")

@@ -20,7 +20,7 @@ namespace slipway {
 
 template <class T_, class Out_, int D_, int RowTiles_, int BlockN_>
 struct FlashAttentionShape {
-  using T = T_;      // of query, key and value: __half, __nv_bfloat16 or __nv_fp8_e4m3
+  using T = T_;      // of query, key and value: __half, __nv_bfloat16 or e4m3
   using Out = Out_;  // of the output; T where that has 16 bits
   static constexpr int kHeadSize = D_, kRowTiles = RowTiles_, kBlockN = BlockN_;
   static constexpr int kWarps = 4, kThreads = 32 * kWarps;

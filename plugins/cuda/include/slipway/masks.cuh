@@ -62,7 +62,7 @@ struct ScoreMap {
 
   // tanh(x) = 1 - 2 / (exp(2x) + 1): exact at both ends, and good to 1e-7 of the cap between them.
   __device__ __forceinline__ float capped(float product) const {
-    return cap - 2.f * cap * __fdividef(1.f, ptx::exp2(product * cap_inner) + 1.f);
+    return cap - 2.f * cap * __fdividef(1.f, ptx::exp2_approx(product * cap_inner) + 1.f);
   }
 };
 

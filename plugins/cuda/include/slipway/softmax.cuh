@@ -47,14 +47,14 @@ struct OnlineSoftmax {
       m = fmaxf(maximum[h], quad_max(m) * factor);
       const float safe = m == -INFINITY ? 0.f : m;  // a row without keys stays zero, and never -inf + inf
       const float base = safe - Shift;
-      alpha[h] = ptx::exp2(maximum[h] - safe);
+      alpha[h] = ptx::exp2_approx(maximum[h] - safe);
       maximum[h] = m;
       float part = 0.f;
 #pragma unroll
       for (int n = 0; n < Blocks; n++) {
 #pragma unroll
         for (int i = 2 * h; i < 2 * h + 2; i++) {
-          s[n][i] = ptx::exp2(fmaf(s[n][i], factor, -base));
+          s[n][i] = ptx::exp2_approx(fmaf(s[n][i], factor, -base));
           part += s[n][i];
         }
       }
@@ -68,8 +68,8 @@ struct OnlineSoftmax {
     const float keys = quad_sum(sum[h]), sink2 = sink * kLog2e;
     const float top = fmaxf(maximum[h], sink2);
     if (top == -INFINITY) return {0.f, -INFINITY};
-    const float weight = ptx::exp2(maximum[h] - top);  // 1 without a sink
-    const float total = fmaf(keys, weight, ptx::exp2(sink2 - top + Shift));
+    const float weight = ptx::exp2_approx(maximum[h] - top);  // 1 without a sink
+    const float total = fmaf(keys, weight, ptx::exp2_approx(sink2 - top + Shift));
     return {weight / total, (top + log2f(total) - Shift) * kLn2};
   }
 };

@@ -1,0 +1,297 @@
+"""Cases of `flash_attention`: lengths, head sizes, masks alone and together, strides, padding, E4M3."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from plugins.cuda.case import Case, Scale
+from plugins.cuda.company import Company
+from plugins.reference.flash_attention import flash_attention
+
+E4M3 = torch.float8_e4m3fn
+TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 8e-3, E4M3: 6e-2}
+LOG_SUM_EXP_TOLERANCE = 1e-4
+E4M3_CAPABILITY = 89
+"""The least compute capability of a device that takes E4M3 inputs."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One call. queries, keys: lengths of the sequences; keys None: as queries. value_dim 0: as head_dim.
+
+    bias: which of batch, heads and rows it has as axes of their own ("bhq", "h", ...), "" for none; those that it lacks
+    have size 1, and rows stride 0. packed: query, key and value are views of one tensor of rows. padding: rows beyond
+    the last sequence, full of poison. output: dtype of the output where the inputs are E4M3.
+    """
+
+    queries: tuple[int, ...]
+    keys: tuple[int, ...] | None = None
+    heads: int = 2
+    kv_heads: int = 1
+    head_dim: int = 64
+    value_dim: int = 0
+    dtype: torch.dtype = torch.float16
+    output: torch.dtype = torch.float16
+    causal: bool = False
+    window_left: int = -1
+    window_right: int = -1
+    softcap: float = 0.0
+    scale: float = 0.0
+    alibi: bool = False
+    bias: str = ""
+    bias_dtype: torch.dtype = torch.float32
+    sink: bool = False
+    sink_dtype: torch.dtype = torch.float32
+    packed: bool = False
+    padding: int = 0
+    log_sum_exp: bool = True
+    form: int = 0
+
+    @property
+    def output_dtype(self) -> torch.dtype:
+        """dtype of the output; that of the inputs unless they are E4M3."""
+        return self.output if self.dtype == E4M3 else self.dtype
+
+    @property
+    def name(self) -> str:
+        """The values that are not the default ones."""
+
+        def text(value: object) -> str:
+            if isinstance(value, tuple):
+                return "+".join(map(str, value)) if len(value) <= 6 else f"{len(value)}x"
+            return str(value).removeprefix("torch.")
+
+        fields = self.__dataclass_fields__.values()
+        return " ".join(
+            f"{f.name}={text(getattr(self, f.name))}" for f in fields if getattr(self, f.name) != f.default
+        )
+
+
+def case_of(setup: Setup, seed: int) -> Case:
+    """The call and, by the reference, what comes out of it."""
+    tensors = inputs(setup, seed)
+    attributes: dict[str, float] = {
+        "scale": setup.scale,
+        "causal": int(setup.causal),
+        "window_left": setup.window_left,
+        "window_right": setup.window_right,
+        "softcap": setup.softcap,
+        "form": setup.form,
+    }
+    expected = reference(tensors, attributes, setup.output_dtype)
+    if not setup.log_sum_exp:
+        del expected["log_sum_exp"]
+    return Case(
+        setup.name,
+        "flash_attention",
+        tensors,
+        expected,
+        attributes,
+        TOLERANCE[setup.dtype],
+        {"log_sum_exp": 1e-3 if setup.dtype == E4M3 else LOG_SUM_EXP_TOLERANCE},
+        least_compute_capability=E4M3_CAPABILITY if setup.dtype == E4M3 else 0,
+    )
+
+
+def reference(
+    tensors: Mapping[str, Tensor], attributes: Mapping[str, float], output_dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """The outputs of a call, by the names of the description."""
+    output, log_sum_exp = flash_attention(
+        **tensors,
+        scale=attributes["scale"],
+        causal=bool(attributes["causal"]),
+        window_left=int(attributes["window_left"]),
+        window_right=int(attributes["window_right"]),
+        softcap=attributes["softcap"],
+        output_dtype=output_dtype,
+    )
+    return {"output": output, "log_sum_exp": log_sum_exp}
+
+
+def inputs(setup: Setup, seed: int) -> dict[str, Tensor]:
+    """Random inputs of a call."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    keys = setup.queries if setup.keys is None else setup.keys
+    cu_q, cu_k = offsets(setup.queries), offsets(keys)
+    rows_q, rows_k = int(cu_q[-1]) + setup.padding, int(cu_k[-1]) + setup.padding
+    heads, kv_heads, head_dim = setup.heads, setup.kv_heads, setup.head_dim
+    value_dim = setup.value_dim or head_dim
+    if setup.packed:
+        # Heads of a gap between them, so that a wrong stride reads poison.
+        width = max(head_dim, value_dim) + 16
+        wide = torch.full((rows_q, heads + 2 * kv_heads, width), torch.nan, dtype=setup.dtype)
+        query = wide[:, :heads, :head_dim]
+        key = wide[:, heads : heads + kv_heads, :head_dim]
+        value = wide[:, heads + kv_heads :, :value_dim]
+    else:
+        query = torch.empty(rows_q, heads, head_dim, dtype=setup.dtype)
+        key = torch.empty(rows_k, kv_heads, head_dim, dtype=setup.dtype)
+        value = torch.empty(rows_k, kv_heads, value_dim, dtype=setup.dtype)
+    for tensor, live in ((query, int(cu_q[-1])), (key, int(cu_k[-1])), (value, int(cu_k[-1]))):
+        tensor.copy_(normal(*tensor.shape).to(setup.dtype))
+        tensor[live:] = torch.full((), torch.nan).to(setup.dtype)
+    tensors = {
+        "query": query,
+        "key": key,
+        "value": value,
+        "cu_seqlens_q": cu_q,
+        "cu_seqlens_k": cu_k,
+    }
+    if setup.alibi:
+        tensors["alibi_slopes"] = 2.0 ** -(1 + torch.arange(heads) * 4 / heads)
+    if setup.bias:
+        tensors["bias"] = bias_of(setup, keys, normal)
+    if setup.sink:
+        tensors["head_sink"] = (1 + normal(heads)).to(setup.sink_dtype)
+    if setup.dtype == E4M3:
+        tensors["query_scale"] = 0.5 + torch.rand(heads, generator=generator)
+        tensors["key_scale"] = 0.5 + torch.rand(kv_heads, generator=generator)
+        tensors["value_scale"] = 0.5 + torch.rand(kv_heads, generator=generator)
+    return tensors
+
+
+def bias_of(setup: Setup, keys: tuple[int, ...], normal: Callable[..., Tensor]) -> Tensor:
+    """[batch or 1, heads or 1, max_q, max_k], poison where no sequence has a query or a key, some keys hidden."""
+    batch = len(setup.queries) if "b" in setup.bias else 1
+    heads = setup.heads if "h" in setup.bias else 1
+    # max_k is rounded up to what keeps rows aligned, as callers do; the rest is poison.
+    most_q, most_k = max(setup.queries), -(-max(keys) // 8) * 8
+    bias = normal(batch, heads, most_q if "q" in setup.bias else 1, most_k)
+    bias[..., :: max(7, most_k // 3)] = -torch.inf
+    for sequence in range(batch):
+        rows, length = (most_q, max(keys)) if batch == 1 else (setup.queries[sequence], keys[sequence])
+        bias[sequence, :, :, length:] = torch.nan
+        if "q" in setup.bias:
+            bias[sequence, :, rows:] = torch.nan
+    return bias.to(setup.bias_dtype).expand(batch, heads, most_q, most_k)
+
+
+def offsets(lengths: tuple[int, ...]) -> Tensor:
+    """cu_seqlens of sequences of these lengths, int32 [len + 1]."""
+    return torch.cumsum(torch.tensor((0, *lengths)), 0).to(torch.int32)
+
+
+def setups(scale: Scale) -> Iterator[Setup]:
+    """The calls of a scale."""
+    if scale is Scale.QUICK:
+        yield Setup((1, 0, 54, 17), (3, 20, 70, 17), causal=True, padding=3, sink=True)
+        yield Setup((97,), heads=1, causal=True, window_left=40, dtype=torch.bfloat16)
+        yield Setup((33, 20), (54, 41), head_dim=72, value_dim=96, softcap=2.0, alibi=True)
+        yield Setup((40,), (70,), window_right=9, window_left=20, bias="bhq")
+        yield Setup((20, 19), packed=True, heads=2, dtype=E4M3)
+        return
+    if scale is Scale.SMALL:
+        yield from small()
+        return
+    yield from small()
+    yield from full()
+
+
+def small() -> Iterator[Setup]:
+    """Odd lengths, each feature alone and several together, each compiled head size, padded sizes."""
+    half, brain = torch.float16, torch.bfloat16
+    uneven = Setup((1, 17, 54), (1, 17, 54))
+    yield replace(uneven, padding=5)
+    yield replace(uneven, causal=True, dtype=brain)
+    yield Setup((17, 1), (97, 130), causal=True, heads=3)
+    yield Setup((54,), (17,), causal=True, heads=1)  # the first 37 rows see nothing
+    yield Setup((54,), (17,), causal=True, heads=1, sink=True, padding=2)
+    yield Setup((0, 5, 0, 3), (4, 0, 0, 2), padding=1)
+    yield Setup((130,), heads=1, causal=True)
+    yield Setup((97,), (161,), heads=1, causal=True, window_left=33)
+    yield Setup((70,), heads=1, window_left=5, window_right=4, dtype=brain)  # local attention of encoders
+    yield Setup((40,), (60,), heads=1, window_right=7)
+    yield Setup(
+        (30,), (65,), window_left=0, heads=1, window_right=0, sink=True
+    )  # nothing visible but the sink
+    yield Setup((30,), (65,), softcap=1.5)
+    yield Setup((30, 9), (65, 70), alibi=True)
+    yield Setup((30,), (65,), scale=0.4, log_sum_exp=False)
+    yield Setup((30, 9), (65, 17), sink=True, sink_dtype=half)
+    yield Setup((30, 9), (65, 17), bias="bhq")
+    yield Setup((30, 9), (65, 17), bias="hq", bias_dtype=brain, dtype=brain, causal=True)
+    yield Setup((30, 9), (65, 17), bias="b")
+    yield Setup(
+        (20, 33), (65, 50), heads=4, kv_heads=2, causal=True, softcap=2.0, alibi=True, bias="h", sink=True
+    )
+    yield Setup((54, 3), packed=True, heads=4, kv_heads=2, causal=True, padding=4)
+    yield Setup((20,), (33,), head_dim=128, kv_heads=2, dtype=brain, causal=True)
+    yield Setup((20,), (40,), head_dim=256, heads=1)
+    yield Setup((9,), (40,), head_dim=16, heads=1, causal=True)
+    yield Setup((9,), (40,), head_dim=72, value_dim=40, heads=1)
+    yield Setup((9,), (20,), head_dim=80, heads=1, packed=False, window_left=9, causal=True)
+    yield Setup((9,), packed=True, head_dim=96, value_dim=104, heads=1)
+    yield Setup((9,), (20,), head_dim=192, value_dim=128, heads=1)
+    yield Setup((40, 1), (70, 33), dtype=E4M3, heads=2)
+    yield Setup((20,), (70,), dtype=E4M3, heads=2, output=brain, causal=True, softcap=3.0, sink=True)
+    yield Setup((9,), (40,), dtype=E4M3, head_dim=112, value_dim=80, heads=1, bias="hq", bias_dtype=half)
+    yield Setup((9,), dtype=E4M3, head_dim=144, value_dim=256, heads=1, packed=True)
+
+
+def full() -> Iterator[Setup]:
+    """What only a GPU has the time for."""
+    half, brain = torch.float16, torch.bfloat16
+    lengths = (1, 17, 54, 97, 512, 1023, 4097)
+    for form in (1, 0):
+        for head_dim in (64, 128, 256):
+            for dtype in (half, brain):
+                base = Setup(lengths, heads=4, kv_heads=2, head_dim=head_dim, dtype=dtype, form=form)
+                yield replace(base, causal=True, padding=100)
+                yield replace(base, causal=True, window_left=300, packed=True)
+            together = replace(base, queries=lengths[:-1], dtype=half)
+            yield together
+            yield replace(together, softcap=2.0, alibi=True, sink=True, causal=True)
+            yield replace(together, queries=(54, 512), bias="bhq", bias_dtype=half)
+            yield replace(together, window_left=65, window_right=64)
+            yield Setup(
+                (1, 100, 1, 0), (32768, 5000, 1, 700), heads=8, head_dim=head_dim, causal=True, form=form
+            )
+            yield replace(together, dtype=E4M3, causal=True, padding=7)
+            yield replace(together, dtype=E4M3, output=brain, packed=True)
+        many = tuple((37 * i * i + 11 * i) % 300 for i in range(256))
+        yield Setup(many, heads=4, causal=True, head_dim=128, dtype=brain, form=form)
+        yield Setup(many[:64], many[64:128], heads=4, causal=True, sink=True, form=form)
+        yield Setup((700, 65), head_dim=72, value_dim=104, heads=2, kv_heads=2, form=form)
+        yield Setup((700, 65), head_dim=192, value_dim=128, heads=2, kv_heads=2, causal=True, form=form)
+
+
+def cases(scale: Scale, seed: int) -> Iterator[Case]:
+    """All right calls of a scale, and on a small scale some that must be refused."""
+    for number, setup in enumerate(setups(scale)):
+        yield case_of(setup, seed * 1000 + number)
+
+
+def companies(seed: int, requests: int) -> Iterator[Company]:
+    """One sequence alone, and as the last but one of `requests`."""
+    for setup in (
+        Setup((97,), (161,), causal=True, alibi=True, softcap=3.0),
+        Setup((70,), head_dim=128, dtype=torch.bfloat16, window_left=33),
+    ):
+        alone = case_of(setup, seed)
+        length, keys = setup.queries[0], (setup.keys or setup.queries)[0]
+        others_q = tuple(1 + (7 * i) % 23 for i in range(requests - 1))
+        others_k = tuple(1 + (5 * i) % 31 for i in range(requests - 1))
+        place = requests - 2
+        among_setup = replace(
+            setup,
+            queries=(*others_q[:place], length, *others_q[place:]),
+            keys=(*others_k[:place], keys, *others_k[place:]),
+        )
+        tensors = inputs(among_setup, seed + 1)
+        first, first_key = sum(others_q[:place]), sum(others_k[:place])
+        tensors["query"][first : first + length] = alone.tensors["query"]
+        for name in ("key", "value"):
+            tensors[name][first_key : first_key + keys] = alone.tensors[name]
+        expected = reference(tensors, alone.attributes, setup.output_dtype)
+        among = replace(alone, name=f"{setup.name} among {requests}", tensors=tensors, expected=expected)
+        rows = torch.arange(length)
+        yield Company(setup.name, alone, among, {"output": (rows, rows + first)})
