@@ -1,5 +1,7 @@
 """What `slipway::PagedAttention` means: float32, one request after the other, no tricks.
 
+`paged_attention` writes and attends, `attend_pools` attends to what the pools hold (quantized ones too).
+
 Paged attention: Kwon et al. 2023, https://arxiv.org/abs/2309.06180. Softcap: Gemma 2. Sinks: a logit a head
 that takes part in the softmax and has no value (gpt-oss). ALiBi: https://arxiv.org/abs/2108.12409.
 """
@@ -7,6 +9,7 @@ that takes part in the softmax and has no value (gpt-oss). ALiBi: https://arxiv.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,7 +42,6 @@ def paged_attention(
     Rows from cu_seqlens[-1] on are padding: nothing of them is written, and their output is zero.
     Returns (output [tokens, heads, value_dim] in query's dtype, key pool, value pool).
     """
-    scale = scale or float(query.shape[-1]) ** -0.5
     key_cache, value_cache = key_cache.clone(), value_cache.clone()
     live = torch.arange(len(slot_mapping)) < cu_seqlens[-1]
     written = (slot_mapping >= 0) & live
@@ -47,25 +49,87 @@ def paged_attention(
     key_cache.view(-1, *key_cache.shape[2:])[slots] = key[written].to(key_cache.dtype)
     value_cache.view(-1, *value_cache.shape[2:])[slots] = value[written].to(value_cache.dtype)
 
-    output = query.new_zeros(query.shape[0], query.shape[1], value_cache.shape[3])
+    result = attend_pools(
+        query,
+        key_cache,
+        value_cache,
+        cu_seqlens,
+        past_lens,
+        block_table,
+        head_sink=head_sink,
+        alibi_slopes=alibi_slopes,
+        scale=scale,
+        softcap=softcap,
+        local_window_size=local_window_size,
+    )
+    return result.output.to(query.dtype), key_cache, value_cache
+
+
+class Attended(NamedTuple):
+    """float32; padding rows have output 0 and log_sum_exp -inf."""
+
+    output: Tensor  # [tokens, heads, value_dim]
+    log_sum_exp: Tensor  # [tokens, heads], of a row's scores and sink
+
+
+def attend_pools(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    cu_seqlens: Tensor,
+    past_lens: Tensor,
+    block_table: Tensor,
+    *,
+    key_scale: Tensor | None = None,
+    value_scale: Tensor | None = None,
+    head_sink: Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
+    tree_mask: Tensor | None = None,
+    scale: float = 0.0,
+    softcap: float = 0.0,
+    local_window_size: int = -1,
+) -> Attended:
+    """Attention of new tokens to their own sequences, whose rows the pools hold already, the new ones included.
+
+    key_scale and value_scale are factors of quantized pools: [kv_heads] or [1], or one a row of the pools
+    [num_blocks, block_size, kv_heads]. tree_mask [tokens, max_new]: new token i of a sequence sees new token
+    j <= i only if its row has True at j. Block table entries before a window and beyond the end are not looked at.
+    """
+    scale = scale or float(query.shape[-1]) ** -0.5
+    output = torch.zeros(query.shape[0], query.shape[1], value_cache.shape[3])
+    log_sum_exp = torch.full(query.shape[:2], float("-inf"))
     block_size = key_cache.shape[1]
     for sequence in range(past_lens.shape[0]):
         start, end = int(cu_seqlens[sequence]), int(cu_seqlens[sequence + 1])
         if start == end:
             continue
-        length = int(past_lens[sequence]) + end - start
-        blocks = block_table[sequence, : -(-length // block_size)].long()
-        output[start:end] = causal_attention(
+        past = int(past_lens[sequence])
+        length = past + end - start
+        first = max(0, past + 1 - local_window_size) if local_window_size >= 0 else 0
+        positions = torch.arange(min(first, length - 1), length)
+        blocks, offsets = block_table[sequence, positions // block_size].long(), positions % block_size
+
+        def rows(
+            pool: Tensor, factor: Tensor | None, at: tuple[Tensor, Tensor] = (blocks, offsets)
+        ) -> Tensor:
+            gathered = pool.view(torch.uint8)[at].view(pool.dtype).float()
+            if factor is None:
+                return gathered
+            return gathered * (factor[at] if factor.dim() == 3 else factor)[..., None]
+
+        tree = None if tree_mask is None else tree_mask[start:end, : end - start]
+        output[start:end], log_sum_exp[start:end] = attend_sequence(
             query[start:end].float(),
-            key_cache[blocks].flatten(0, 1)[:length].float(),
-            value_cache[blocks].flatten(0, 1)[:length].float(),
+            rows(key_cache, key_scale),
+            rows(value_cache, value_scale),
             head_sink=head_sink,
             alibi_slopes=alibi_slopes,
+            tree_mask=tree,
             scale=scale,
             softcap=softcap,
             local_window_size=local_window_size,
-        ).to(query.dtype)
-    return output, key_cache, value_cache
+        )
+    return Attended(output, log_sum_exp)
 
 
 def causal_attention(
@@ -79,11 +143,36 @@ def causal_attention(
     softcap: float,
     local_window_size: int,
 ) -> Tensor:
+    """The output of `attend_sequence` without a tree mask."""
+    return attend_sequence(
+        query,
+        keys,
+        values,
+        head_sink=head_sink,
+        alibi_slopes=alibi_slopes,
+        scale=scale,
+        softcap=softcap,
+        local_window_size=local_window_size,
+    ).output
+
+
+def attend_sequence(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    *,
+    head_sink: Tensor | None,
+    alibi_slopes: Tensor | None,
+    tree_mask: Tensor | None = None,
+    scale: float,
+    softcap: float,
+    local_window_size: int,
+) -> Attended:
     """One sequence: the queries are its last positions. All float32.
 
     query [new, heads, head_dim], keys [length, kv_heads, head_dim], values [length, kv_heads, value_dim];
-    heads is a multiple of kv_heads (query head h reads key head h // (heads / kv_heads)).
-    Returns [new, heads, value_dim].
+    heads is a multiple of kv_heads (query head h reads key head h // (heads / kv_heads)). tree_mask [new, max_new].
+    A query that sees no key and has no sink gets 0.
     """
     new, heads, _ = query.shape
     length = keys.shape[0]
@@ -101,12 +190,14 @@ def causal_attention(
     visible = key_positions <= query_positions
     if local_window_size >= 0:
         visible &= key_positions > query_positions - local_window_size
+    if tree_mask is not None:
+        visible[:, length - new :] &= tree_mask[:, :new]
     scores = scores.masked_fill(~visible, float("-inf"))
-    if head_sink is not None:
-        sink = head_sink.float()[:, None, None].expand(heads, new, 1)
-        scores = torch.cat([scores, sink], dim=-1)
-    probabilities = torch.softmax(scores, dim=-1)[..., :length]
-    return torch.einsum("hqk,khd->qhd", probabilities, values)
+    sinks = scores[..., :0] if head_sink is None else head_sink.float()[:, None, None].expand(heads, new, 1)
+    log_sum_exp = torch.logsumexp(torch.cat([scores, sinks], dim=-1), dim=-1)
+    probabilities = torch.exp(scores - log_sum_exp.clamp(min=torch.finfo(torch.float32).min)[..., None])
+    output = torch.einsum("hqk,khd->qhd", probabilities, values)
+    return Attended(output, log_sum_exp.T)
 
 
 @dataclass(frozen=True)

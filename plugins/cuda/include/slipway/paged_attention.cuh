@@ -59,7 +59,8 @@ __device__ __forceinline__ void score_keys(float (&s)[Blocks][4], const Query& q
       for (int i = 0; i < Tile::kKeySteps; i++) ptx::mma_m16n8k16<T>(s[n], a[i], b[i]);
     }
   }
-  if (Kind != PoolKind::k16Bit && token_scales) {
+  if constexpr (Kind != PoolKind::k16Bit) {
+    if (!token_scales) return;
 #pragma unroll
     for (int n = 0; n < Blocks; n++) {
       const float* scale = stage.key_scales + key + 8 * n + threadIdx.x % 4 * 2;
@@ -72,7 +73,7 @@ __device__ __forceinline__ void score_keys(float (&s)[Blocks][4], const Query& q
 __device__ __forceinline__ float advance_maximum(float& maximum, float tile_maximum, float& alpha) {
   const float m = fmaxf(maximum, tile_maximum);
   const float base = m == -INFINITY ? 0.f : m;  // a row without keys stays zero, and never -inf + inf
-  alpha = exp2f(maximum - base);
+  alpha = ptx::exp2(maximum - base);
   maximum = m;
   return base;
 }
@@ -85,7 +86,7 @@ __device__ __forceinline__ float exponentiate(float (&s)[Blocks][4], int h, floa
   for (int n = First; n < First + Count; n++) {
 #pragma unroll
     for (int i = 2 * h; i < 2 * h + 2; i++) {
-      s[n][i] = exp2f(fmaf(s[n][i], factor, -base));
+      s[n][i] = ptx::exp2(fmaf(s[n][i], factor, -base));
       part += s[n][i];
     }
   }
@@ -104,12 +105,14 @@ __device__ __forceinline__ float row_maximum(const float (&s)[Blocks][4], int h)
 template <class T, PoolKind Kind, int D, int Blocks>
 __device__ __forceinline__ void scale_probabilities(float (&s)[Blocks][4], const PagedStage<T, Kind, D>& stage,
                                                     int key, bool token_scales) {
-  if (Kind == PoolKind::k16Bit || !token_scales) return;
+  if constexpr (Kind != PoolKind::k16Bit) {
+    if (!token_scales) return;
 #pragma unroll
-  for (int n = 0; n < Blocks; n++) {
-    const float* scale = stage.value_scales + key + 8 * n + threadIdx.x % 4 * 2;
-    const float even = scale[0] * kProbabilityLift, odd = scale[1] * kProbabilityLift;
-    s[n][0] *= even, s[n][1] *= odd, s[n][2] *= even, s[n][3] *= odd;
+    for (int n = 0; n < Blocks; n++) {
+      const float* scale = stage.value_scales + key + 8 * n + threadIdx.x % 4 * 2;
+      const float even = scale[0] * kProbabilityLift, odd = scale[1] * kProbabilityLift;
+      s[n][0] *= even, s[n][1] *= odd, s[n][2] *= even, s[n][3] *= odd;
+    }
   }
 }
 
@@ -225,8 +228,8 @@ __device__ __forceinline__ void attend_narrow(const PagedAttentionParams& p, con
 #pragma unroll
     for (int n = 0; n < kKeys; n += 32) {
       uint32_t a[2][4];
-      load_a<T, kKeys>(a[0], scratch.probabilities, 0, n / 8);
-      load_a<T, kKeys>(a[1], scratch.probabilities, 0, n / 8 + 2);
+      load_a<T, kKeys>(a[0], scratch.probabilities, 0, n / 8, lane);
+      load_a<T, kKeys>(a[1], scratch.probabilities, 0, n / 8 + 2, lane);
       add_values<T, Kind, D, kGroups>(acc, a, stage, n, warp * kGroups);
     }
   }

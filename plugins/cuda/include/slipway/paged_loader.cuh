@@ -173,9 +173,9 @@ class PagedLoader {
   UnitCursor cursor_;
   unsigned char* smem_;
   int stage_;
-  int kv_head_, key_, item_begin_, item_end_;
-  const int* table_;
-  int blocks_[kBlocks];
+  int kv_head_ = 0, key_ = 0, item_begin_ = 0, item_end_ = 0;
+  const int* table_ = nullptr;
+  int blocks_[kBlocks] = {};
   int scale_block_ = -1;
 };
 

@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kPagedThreads) paged_merge_kernel(PagedAttenti
     const float base = maximum == -INFINITY ? 0.f : maximum;
     for (int c = lane; c < chunks; c += 32) {
       const float* one = state + 2 * int64_t(c) * heads;
-      sum = fmaf(one[1], exp2f(one[0] - base), sum);
+      sum = fmaf(one[1], ptx::exp2(one[0] - base), sum);
     }
 #pragma unroll
     for (int step = 1; step < 32; step *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kPagedThreads) paged_merge_kernel(PagedAttenti
 #pragma unroll 4
       for (int c = warp; c < chunks; c += kPagedWarps) {
         const int64_t row = first + int64_t(c) * heads;
-        const float weight = exp2f(p.partial_state[2 * row] - base);
+        const float weight = ptx::exp2(p.partial_state[2 * row] - base);
         const float4 x = *reinterpret_cast<const float4*>(p.partial_output + row * p.value_dim + column);
         acc.x = fmaf(x.x, weight, acc.x), acc.y = fmaf(x.y, weight, acc.y);
         acc.z = fmaf(x.z, weight, acc.z), acc.w = fmaf(x.w, weight, acc.w);

@@ -1,6 +1,7 @@
 // The query rows of an item: which they are, what they see, and where their results go.
 #pragma once
 #include "slipway/paged_pool.cuh"
+#include "slipway/scores.cuh"
 #include "slipway/softmax.cuh"
 
 namespace slipway {
@@ -9,8 +10,8 @@ namespace slipway {
 __device__ __forceinline__ RowEnd finish_row(float maximum, float sum, float sink) {
   const float sink2 = sink * kLog2e, top = fmaxf(maximum, sink2);
   if (top == -INFINITY) return {0.f, -INFINITY};
-  const float weight = exp2f(maximum - top);  // 1 without a sink
-  const float total = fmaf(sum, weight, exp2f(sink2 - top));
+  const float weight = ptx::exp2(maximum - top);  // 1 without a sink
+  const float total = fmaf(sum, weight, ptx::exp2(sink2 - top));
   return {weight / total, (top + log2f(total)) * kLn2};
 }
 template <class T>
@@ -88,33 +89,37 @@ struct PagedRows {
   template <int Blocks>
   __device__ __forceinline__ void mask_scores(float (&s)[Blocks][4], const PagedAttentionParams& p,
                                               const ScoreMap& map, int key) const {
-    const int column = key + threadIdx.x % 4 * 2;
+    const int column = key + int(threadIdx.x) % 4 * 2;
     if (map.changes) {
+      scale_scores(s, map);
+      if (p.mask.alibi_slopes != nullptr) {
 #pragma unroll
-      for (int h = 0; h < 2; h++) {
-        const float slope = p.mask.alibi_slopes == nullptr ? 0.f : p.mask.alibi_slopes[head[h]] * kLog2e;
-#pragma unroll
-        for (int n = 0; n < Blocks; n++)
-#pragma unroll
-          for (int i = 0; i < 2; i++)
-            s[n][2 * h + i] = map(s[n][2 * h + i], slope, abs(position[h] - (column + 8 * n + i)));
+        for (int h = 0; h < 2; h++)
+          add_alibi(s, h, p.mask.alibi_slopes[head[h]] * kLog2e, position[h], column);
       }
     }
     const bool in_tree = p.tree_mask != nullptr && key + 8 * Blocks > past;
     if (key >= all_see.begin && key + 8 * Blocks <= all_see.end && !in_tree) return;
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-#pragma unroll
-      for (int n = 0; n < Blocks; n++)
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-          const int at = column + 8 * n + i;
-          bool seen = at >= sees[h].begin && at < sees[h].end;
-          if (in_tree && seen && at >= past && at - past < p.max_new)
-            seen = p.tree_mask[int64_t(token[h]) * p.max_new + at - past] != 0;
-          if (!seen) s[n][2 * h + i] = -INFINITY;
-        }
+      hide_scores(s, h, sees[h], column);
+      if (in_tree && token[h] >= 0) hide_branches(s, p, h, column);
     }
+  }
+
+  // New keys that row h's token does not see by the tree mask.
+  template <int Blocks>
+  __device__ __forceinline__ void hide_branches(float (&s)[Blocks][4], const PagedAttentionParams& p, int h,
+                                                int column) const {
+    const unsigned char* mask = p.tree_mask + int64_t(token[h]) * p.max_new;
+#pragma unroll
+    for (int n = 0; n < Blocks; n++)
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        const int key = column + 8 * n + i - past;
+        if (key >= 0 && key < p.max_new && column + 8 * n + i < sees[h].end && mask[key] == 0)
+          s[n][2 * h + i] = -INFINITY;
+      }
   }
 
   // Writes row h: `Groups` groups of 16 columns from `first_group` on. Every lane of the quad calls it; `states`: it
