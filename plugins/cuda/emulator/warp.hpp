@@ -22,7 +22,7 @@ void collective(const char* op, uint32_t mask, A& args, void (*exec)(A* const*, 
   if (!(mask & me)) fail(std::string(op) + ": the calling lane is not in its mask", where);
   auto g = std::find_if(w.groups.begin(), w.groups.end(), [&](Group& x) { return x.mask & mask; });
   if (g == w.groups.end()) g = w.groups.insert(g, Group{op, mask, 0, {}});
-  if (g->mask != mask || std::strcmp(g->op, op) != 0)
+  if (g->mask != mask || (g->op != op && std::strcmp(g->op, op) != 0))
     fail(std::string(op) + ": other lanes of the warp wait in " + g->op + " or use another mask", where);
   g->arrived |= me;
   g->args[t.id % 32] = &args;
