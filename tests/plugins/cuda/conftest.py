@@ -52,3 +52,9 @@ def toy_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The toy operator in an emulated library, which takes tensors of the CPU."""
     folder = toy_sources(tmp_path_factory.mktemp("toy"))
     return emulated.Build(operators=("toy",), folder=folder).library()
+
+
+@pytest.fixture(scope="session")
+def emulated_library() -> Path:
+    """All operators in an emulated library."""
+    return emulated.Build().library()
