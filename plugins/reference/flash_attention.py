@@ -104,7 +104,8 @@ def attend(
     """One sequence, all float32.
 
     query [queries, heads, head_dim], key [keys, kv_heads, head_dim], value [keys, kv_heads, value_dim]; query head
-    h reads key head h // (heads / kv_heads); bias [heads or 1, queries, keys]. Order: scale, softcap, ALiBi, bias, mask.
+    h reads key head h // (heads / kv_heads); bias [heads or 1, queries, keys]. Order: scale, softcap,
+    ALiBi, bias, mask.
     Returns (output [queries, heads, value_dim], log-sum-exp [heads, queries], the sink's part included).
     """
     queries, heads, _ = query.shape
