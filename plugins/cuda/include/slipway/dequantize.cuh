@@ -16,7 +16,7 @@ constexpr uint32_t kMagic = ptx::IsHalf<T>::value ? 0x64006400u : 0x43004300u;
 // For chips without the instructions of sm_89. The magnitude's seven bits, moved below T's sign, are the number times
 // 2^-8 (of half) or 2^-120 (of bfloat16), subnormal numbers included. What would be 480 is NaN.
 template <class T>
-__device__ __forceinline__ void widen_e4m3_by_bits(uint32_t four, uint32_t (&out)[2]) {
+__device__ __forceinline__ void expand_e4m3_by_bits(uint32_t four, uint32_t (&out)[2]) {
   constexpr bool half = ptx::IsHalf<T>::value;
 #pragma unroll
   for (int i = 0; i < 2; i++) {
@@ -31,7 +31,7 @@ __device__ __forceinline__ void widen_e4m3_by_bits(uint32_t four, uint32_t (&out
 }
 // Four e4m3, the first in the lowest byte, to four T in order. NaN stays NaN.
 template <class T>
-__device__ __forceinline__ void widen_e4m3(uint32_t four, uint32_t (&out)[2]) {
+__device__ __forceinline__ void expand_e4m3(uint32_t four, uint32_t (&out)[2]) {
 #if defined(__CUDACC__) && defined(SLIPWAY_HAS_E4M3_INSTRUCTIONS)
 #pragma unroll
   for (int i = 0; i < 2; i++) {
@@ -42,14 +42,14 @@ __device__ __forceinline__ void widen_e4m3(uint32_t four, uint32_t (&out)[2]) {
     }
   }
 #else
-  widen_e4m3_by_bits<T>(four, out);
+  expand_e4m3_by_bits<T>(four, out);
 #endif
 }
 
 // ---- int8 ---------------------------------------------------------------------------------------------
 // Four int8, the first in the lowest byte, to four T in order.
 template <class T>
-__device__ __forceinline__ void widen_int8(uint32_t four, uint32_t (&out)[2]) {
+__device__ __forceinline__ void expand_int8(uint32_t four, uint32_t (&out)[2]) {
   const uint32_t biased = four ^ 0x80808080u;  // 0 to 255 for -128 to 127
   if constexpr (ptx::IsHalf<T>::value) {
     constexpr uint32_t zero = 0x64806480u;  // 1024 + 128
@@ -73,7 +73,7 @@ __device__ __forceinline__ uint32_t int4_zero(uint32_t lo, uint32_t hi) {
   return kMagic<T> + (lo | hi << 16);
 }
 template <class T>
-__device__ __forceinline__ void widen_int4(uint32_t eight, uint32_t zero, uint32_t (&out)[4]) {
+__device__ __forceinline__ void expand_int4(uint32_t eight, uint32_t zero, uint32_t (&out)[4]) {
 #pragma unroll
   for (int i = 0; i < 4; i++)
     out[i] = ptx::subtract2<T>(ptx::lop3<ptx::kAndOr>(eight >> 4 * i, 0x000f000fu, kMagic<T>), zero);

@@ -5,7 +5,7 @@
 // 2t + 9) of a step of 16 is element 4t to 4t + 3 of the row, for query and key alike; with 8-bit values the first of
 // two blocks of eight columns has the even columns of a group of 16, the second the odd ones. (t = lane % 4)
 #pragma once
-#include "slipway/numeric.cuh"
+#include "slipway/dequantize.cuh"
 #include "slipway/paged_attention_params.cuh"
 #include "slipway/tile.cuh"
 

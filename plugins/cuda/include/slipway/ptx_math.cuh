@@ -17,6 +17,7 @@ __device__ __forceinline__ float exp2_approx(float x) {
   return std::fabs(y) < 1.17549435e-38f ? 0.0f : y;
 #endif
 }
+__device__ __forceinline__ float exp2(float x) { return exp2_approx(x); }
 // Relative error at most 2^-11 (tanh.approx.f32): good for 16-bit results only.
 __device__ __forceinline__ float tanh_approx(float x) {
 #ifdef __CUDACC__

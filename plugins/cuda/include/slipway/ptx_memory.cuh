@@ -21,23 +21,16 @@ __device__ __forceinline__ void cp_async_16(void* dst, const void* src, bool val
   emu::cp_async(dst, src, 16, valid ? 16 : 0, emu_where);
 #endif
 }
-// The same for 8 and 4 bytes, through L1.
-__device__ __forceinline__ void cp_async_8(void* dst, const void* src, bool valid = true PTX_WHERE) {
+// The same for 4 or 8 bytes, through L1.
+template <int Bytes>
+__device__ __forceinline__ void cp_async_small(void* dst, const void* src, bool valid = true PTX_WHERE) {
+  static_assert(Bytes == 4 || Bytes == 8, "cp_async_16 copies 16");
 #ifdef __CUDACC__
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;\n" ::"r"(smem_address(dst)), "l"(src),
-               "r"(valid ? 8 : 0)
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;\n" ::"r"(smem_address(dst)), "l"(src), "n"(Bytes),
+               "r"(valid ? Bytes : 0)
                : "memory");
 #else
-  emu::cp_async(dst, src, 8, valid ? 8 : 0, emu_where);
-#endif
-}
-__device__ __forceinline__ void cp_async_4(void* dst, const void* src, bool valid = true PTX_WHERE) {
-#ifdef __CUDACC__
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(smem_address(dst)), "l"(src),
-               "r"(valid ? 4 : 0)
-               : "memory");
-#else
-  emu::cp_async(dst, src, 4, valid ? 4 : 0, emu_where);
+  emu::cp_async(dst, src, Bytes, valid ? Bytes : 0, emu_where);
 #endif
 }
 // Ends a group of copies of this thread.
