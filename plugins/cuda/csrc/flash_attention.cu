@@ -88,7 +88,8 @@ FlashAttentionParams params(const Arguments& a) {
   p.query_scale = a.data<const float>("query_scale");
   p.key_scale = a.data<const float>("key_scale");
   p.value_scale = a.data<const float>("value_scale");
-  p.batch = int(a.dim("batch")), p.tokens_q = int(a.dim("tokens_q"));
+  p.batch = int(a.dim("batch"));
+  p.tokens_q = int(a.dim("tokens_q")), p.tokens_k = int(a.dim("tokens_k"));
   p.heads = int(heads), p.kv_heads = int(kv_heads);
   p.head_dim = int(a.dim("head_dim")), p.value_dim = int(a.dim("value_dim"));
   return p;

@@ -34,7 +34,7 @@ struct FlashAttentionParams {
   const float* key_scale;    // [kv_heads]
   const float* value_scale;  // [kv_heads]
 
-  int batch, tokens_q, heads, kv_heads;
+  int batch, tokens_q, tokens_k, heads, kv_heads;
   int head_dim, value_dim;  // multiples of 16 bytes, at most what the kernel is compiled for
 };
 
