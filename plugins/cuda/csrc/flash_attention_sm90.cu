@@ -1,0 +1,80 @@
+// flash_attention in its form for sm_90a: the shapes that are compiled, tensor maps, launch.
+#ifdef SLIPWAY_ARCH_90A  // emulated builds leave it out unless they ask for it
+#include "slipway/flash_attention_sm90.cuh"
+
+#include <algorithm>
+
+#include "device.hpp"
+#include "dispatch.hpp"
+#include "flash_attention.hpp"
+#include "slipway/tensor_map.cuh"
+
+namespace slipway {
+namespace {
+
+// Consumers (of 64 query rows) and keys of a tile, by head size; two stages of keys and values fit beside the queries.
+template <class T, int D>
+struct ShapeOf;
+template <class T>
+struct ShapeOf<T, 64> : FlashAttentionSm90Shape<T, 64, 3, 128> {};
+template <class T>
+struct ShapeOf<T, 128> : FlashAttentionSm90Shape<T, 128, 2, 128> {};
+template <class T>
+struct ShapeOf<T, 256> : FlashAttentionSm90Shape<T, 256, 2, 80> {};
+
+// Bytes of keys and values that are worth keeping in L2 beside everything else (H100 and H200 have 50 MB).
+constexpr int64_t kL2Bytes = 32 << 20;
+
+// [tokens, heads, size] as size, heads, tokens. The strides of axes of size 1 mean nothing, and may be anything.
+template <class T>
+bool make_map(ptx::TensorMap& map, const void* base, int64_t size, int64_t heads, int64_t head_stride, int64_t tokens,
+              int64_t row_stride, int box_rows) {
+  const auto bytes = [](int64_t axis, int64_t stride) { return axis == 1 ? 16 : uint64_t(stride) * sizeof(T); };
+  return make_tensor_map<T>(map, {base,
+                                  {uint64_t(size), uint64_t(heads), uint64_t(tokens)},
+                                  {bytes(heads, head_stride), bytes(tokens, row_stride)},
+                                  {128 / sizeof(T), 1, uint32_t(box_rows)}});
+}
+
+template <class Shape>
+bool launch_shape(const FlashAttentionParams& p, void* stream) {
+  using T = typename Shape::T;
+  static_assert(Shape::kSharedBytes <= 227 << 10, "more shared memory than a block may have");
+  FlashAttentionSm90Params params = {};
+  params.call = p;
+  // Without keys nothing is copied, but maps must describe something.
+  const bool no_keys = p.tokens_k == 0;
+  const bool made =
+      make_map<T>(params.query_map, p.query, p.head_dim, p.heads, p.query_head, p.tokens_q, p.query_row,
+                  Shape::kGroupRows) &&
+      make_map<T>(params.key_map, no_keys ? p.query : p.key, p.head_dim, p.kv_heads, p.key_head,
+                  no_keys ? 1 : p.tokens_k, p.key_row, Shape::kBlockN) &&
+      make_map<T>(params.value_map, no_keys ? p.query : p.value, p.value_dim, p.kv_heads, p.value_head,
+                  no_keys ? 1 : p.tokens_k, p.value_row, Shape::kBlockN);
+  const int64_t tiles = max_query_tiles(p.tokens_q, p.batch, Shape::kBlockM);
+  if (!made || tiles * p.heads > (1 << 30)) return false;
+
+  const int64_t bytes_of_head = std::max<int64_t>(p.tokens_k, 1) * (p.head_dim + p.value_dim) * int64_t(sizeof(T));
+  const int64_t kv_heads_at_once = std::clamp<int64_t>(kL2Bytes / bytes_of_head, 1, p.kv_heads);
+  params.order = {int(tiles), p.heads, int(kv_heads_at_once) * (p.heads / p.kv_heads)};
+  const int blocks = std::min(device().sm_count, params.order.items());
+  ptx::launch(flash_attention_sm90_kernel<Shape>, dim3(unsigned(blocks)), dim3(Shape::kThreads), Shape::kSharedBytes,
+              stream, params);
+  return true;
+}
+
+}  // namespace
+
+bool launch_flash_attention_sm90(const FlashAttentionParams& p, DType type, DType, void* stream) {
+  if (type != kFloat16 && type != kBFloat16) return false;
+  bool launched = false;
+  dispatch_half(type, [&](auto tag) {
+    dispatch_head_size(std::max(p.head_dim, p.value_dim), [&](auto size) {
+      launched = launch_shape<ShapeOf<typename decltype(tag)::type, decltype(size)::value>>(p, stream);
+    });
+  });
+  return launched;
+}
+
+}  // namespace slipway
+#endif
