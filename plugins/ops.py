@@ -2,7 +2,7 @@
 
 Models call it through transformers' attention interface; the export translates it to one
 `slipway::PagedAttention` node. It is functional: the pools come back with the new rows written, and the
-inputs stay as they were.
+inputs stay as they were. On CUDA tensors it runs the kernel of plugins/cuda (see `plugins.torch_cuda` for all others).
 """
 
 from __future__ import annotations
@@ -65,3 +65,12 @@ def _paged_attention_shapes(
 ) -> tuple[Tensor, Tensor, Tensor]:
     output = query.new_empty(query.shape[0], query.shape[1], value.shape[2])
     return output, torch.empty_like(key_cache), torch.empty_like(value_cache)
+
+
+@paged_attention.register_kernel("cuda")
+def _paged_attention_on_cuda(
+    *arguments: Tensor | float | int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    from . import torch_cuda
+
+    return torch_cuda.paged_attention(torch_cuda.library(), *arguments)  # type: ignore[arg-type]

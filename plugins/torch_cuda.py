@@ -133,6 +133,57 @@ def run(
         kernels.run(operator, tensors, attributes, workspace=workspace, stream=stream)
 
 
+def paged_attention(
+    kernels: Library,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    cu_seqlens: Tensor,
+    past_lens: Tensor,
+    block_table: Tensor,
+    slot_mapping: Tensor,
+    head_sink: Tensor | None,
+    alibi_slopes: Tensor | None,
+    scale: float,
+    softcap: float,
+    local_window_size: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`slipway::paged_attention` by the kernel: the same arguments and results, on copies of the pools.
+
+    Raises BadInput for what the kernel does not take, such as float32.
+    """
+    tokens, heads, _ = query.shape
+    pools = {"key_cache": key_cache.clone(), "value_cache": value_cache.clone()}
+    value_dim = value_cache.shape[3]
+    output = query.new_empty(tokens, heads * value_dim)
+    tensors = {
+        "query": query.flatten(1),
+        "key": key.flatten(1),
+        "value": value.flatten(1),
+        **pools,
+        "cumulative_sequence_length": cu_seqlens,
+        "past_seqlens": past_lens,
+        "block_table": block_table.contiguous(),
+        "slot_mapping": slot_mapping,
+        "output": output,
+    }
+    if head_sink is not None:
+        tensors["head_sink"] = head_sink.to(query.dtype)
+    if alibi_slopes is not None:
+        tensors["alibi_slopes"] = alibi_slopes.float()
+    attributes = {
+        "num_heads": heads,
+        "kv_num_heads": key.shape[1],
+        "scale": scale,
+        "softcap": softcap,
+        "local_window_size": local_window_size,
+    }
+    run(kernels, "paged_attention", tensors, attributes)
+    return output.view(tokens, heads, value_dim), pools["key_cache"], pools["value_cache"]
+
+
 def _in_place(kernels: Library, description: Description) -> Callable[..., None]:
     def body(**given: Tensor | float | None) -> None:
         tensors, attributes = _separated(given)

@@ -10,8 +10,12 @@ import torch
 
 from model_repo.runtime.errors import BadInput
 from plugins import torch_cuda
+from plugins.cuda.case import relative_error
 from plugins.cuda.library import AttributeDescription, Description, Library, TensorDescription
 from plugins.cuda.shapes import can_be_made, new_outputs
+from plugins.reference import paged_attention as reference
+from tests.plugins.attention_case import Shape, make_step
+from tests.plugins.test_ops import arguments
 
 
 @pytest.fixture(name="toy")
@@ -111,3 +115,45 @@ def test_library_that_is_not_built_is_one_clear_error(monkeypatch: pytest.Monkey
     torch_cuda.library.cache_clear()
     with pytest.raises(BadInput, match="run `make plugins`"):
         torch_cuda.library()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_paged_attention_by_the_kernel_is_the_reference(emulated_library: Path, dtype: torch.dtype) -> None:
+    """The functional op that models call, with the kernel in the place of the reference's body."""
+    kernels = Library(emulated_library)
+    for shape in (
+        Shape(heads=4, kv_heads=2, head_dim=32, block_size=16),
+        Shape(
+            heads=4,
+            kv_heads=2,
+            head_dim=64,
+            value_dim=32,
+            block_size=16,
+            sinks=True,
+            alibi=True,
+            softcap=2.0,
+            window=6,
+        ),
+    ):
+        given = [
+            value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+            for value in arguments(make_step(shape, [(7, 1), (0, 5), (20, 3)]))
+        ]
+        output, keys, values = torch_cuda.paged_attention(kernels, *given)  # type: ignore[arg-type]
+        wanted = reference.paged_attention(
+            *given[:9],  # type: ignore[arg-type]
+            head_sink=given[9],  # type: ignore[arg-type]
+            alibi_slopes=given[10],  # type: ignore[arg-type]
+            scale=shape.scale,
+            softcap=shape.softcap,
+            local_window_size=shape.window,
+        )
+        assert relative_error(output, wanted[0]) < (1e-3 if dtype == torch.float16 else 8e-3)
+        assert torch.equal(keys, wanted[1])
+        assert torch.equal(values, wanted[2])
+
+
+def test_float32_is_refused_in_words(emulated_library: Path) -> None:
+    given = arguments(make_step(Shape(block_size=16), [(7, 1)]))
+    with pytest.raises(BadInput, match="query is float32; allowed: float16, bfloat16"):
+        torch_cuda.paged_attention(Library(emulated_library), *given)  # type: ignore[arg-type]
