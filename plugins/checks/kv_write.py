@@ -99,15 +99,15 @@ def rows_of(setup: Setup, generator: torch.Generator) -> dict[str, Tensor]:
     return made
 
 
-def scale_tensors(setup: Setup, generator: torch.Generator, num_blocks: int) -> StaticScales | TokenScales | None:
+def scale_tensors(
+    setup: Setup, generator: torch.Generator, num_blocks: int
+) -> StaticScales | TokenScales | None:
     """Scales that fit normal numbers; pools of row scales start with other numbers."""
     if setup.pool_dtype not in MOST:
         return None
     if setup.scales == "token":
         shape = (num_blocks, setup.block_size, setup.kv_heads)
-        return TokenScales(
-            torch.rand(shape, generator=generator), torch.rand(shape, generator=generator)
-        )
+        return TokenScales(torch.rand(shape, generator=generator), torch.rand(shape, generator=generator))
     count = setup.kv_heads if setup.scales == "head" else 1
     key, value = (2 + torch.rand((2, count), generator=generator)) / MOST[setup.pool_dtype]
     return StaticScales(key, value)
@@ -196,7 +196,9 @@ INT8, E4M3 = torch.int8, torch.float8_e4m3fn
 QUICK = (
     Setup(rotary_dim=64, unwritten=2),
     Setup(kv_heads=3, dtype=BFLOAT, key_dim=80, value_dim=40, rotary_dim=32, padding=2, heads=4, packed=True),
-    Setup(key_dim=72, value_dim=72, rotary_dim=72, pool=INT8, heads=3, float_table=False, padding=1, unwritten=1),
+    Setup(
+        key_dim=72, value_dim=72, rotary_dim=72, pool=INT8, heads=3, float_table=False, padding=1, unwritten=1
+    ),
     Setup(key_dim=96, value_dim=64, rotary_dim=40, interleaved=True, pool=INT8, scales="token", unwritten=1),
     Setup(dtype=BFLOAT, pool=E4M3, rotary_dim=24, interleaved=True, float_table=False, packed=True),
     Setup(tokens=17, block_size=32, pool=E4M3, scales="token", rotary_dim=24, heads=2, unwritten=3),
@@ -209,10 +211,23 @@ SMALL = (
     Setup(tokens=1),
     Setup(tokens=0),
     Setup(tokens=1, kv_heads=1, dtype=BFLOAT, rotary_dim=64, heads=1),
-    Setup(tokens=17, key_dim=128, value_dim=128, rotary_dim=128, heads=8, packed=True, block_size=32, dtype=BFLOAT),
+    Setup(
+        tokens=17,
+        key_dim=128,
+        value_dim=128,
+        rotary_dim=128,
+        heads=8,
+        packed=True,
+        block_size=32,
+        dtype=BFLOAT,
+    ),
     Setup(tokens=97, key_dim=128, value_dim=128, rotary_dim=128, interleaved=True, pool=E4M3, scales="token"),
-    Setup(tokens=300, key_dim=64, value_dim=64, rotary_dim=16, heads=2, padding=20, unwritten=7, block_size=128),
-    Setup(tokens=17, key_dim=192, value_dim=128, rotary_dim=64, dtype=BFLOAT, pool=INT8, heads=2, packed=True),
+    Setup(
+        tokens=300, key_dim=64, value_dim=64, rotary_dim=16, heads=2, padding=20, unwritten=7, block_size=128
+    ),
+    Setup(
+        tokens=17, key_dim=192, value_dim=128, rotary_dim=64, dtype=BFLOAT, pool=INT8, heads=2, packed=True
+    ),
     Setup(tokens=17, key_dim=256, value_dim=256, rotary_dim=256, block_size=256, pool=INT8, scales="token"),
     Setup(tokens=17, key_dim=512, value_dim=512, rotary_dim=64, interleaved=True, block_size=64),
     Setup(tokens=17, key_dim=7, value_dim=5, rotary_dim=6, kv_heads=3, heads=2),
@@ -301,3 +316,52 @@ def cases(scale: Scale, seed: int) -> Iterator[Case]:
     for setup in {Scale.QUICK: QUICK, Scale.SMALL: SMALL, Scale.FULL: (*SMALL, *full())}[scale]:
         yield case_of(setup, generator)
     yield from adversarial(generator)
+    if scale is not Scale.QUICK:
+        yield from refused(generator)
+
+
+def refused(generator: torch.Generator) -> Iterator[Case]:
+    """Calls that are turned down in words."""
+    half = case_of(Setup(rotary_dim=32, heads=2), generator)
+    int8 = case_of(Setup(pool=INT8), generator)
+    wide = torch.zeros(5, 2, 520, dtype=HALF)
+    wide_pool = torch.zeros(3, 16, 2, 520, dtype=HALF)
+    many = torch.zeros(40, 33)
+    absent = {"position_ids": None}
+    by_token = {
+        f"{name}_token_scale": torch.zeros(int8.tensors["key_cache"].shape[:3]) for name in ("key", "value")
+    }
+    for words, case, changed in (
+        ("key_dim is 520; allowed are 1 to 512", half, {"key": wide, "key_cache": wide_pool,
+         "query": wide, "query_out": wide}),
+        ("rotary_dim is 66; it must be even and at most key_dim, 64", half, {"cos": many, "sin": many}),
+        ("cos and sin are given without position_ids", half, absent),
+        ("cos and sin must be given together", half, {"sin": None}),
+        ("cos is bfloat16; allowed are float32 and key's type", half,
+         {"cos": half.tensors["cos"].bfloat16(), "sin": half.tensors["sin"].bfloat16()}),
+        ("query and query_out must be given together", half, {"query": None}),
+        ("query_norm_weight is given without query", half,
+         {"query": None, "query_out": None, "query_norm_weight": torch.ones(64, dtype=HALF)}),
+        ("keys of float16 cannot go to pools of bfloat16", half,
+         {name: half.tensors[name].bfloat16() for name in ("key_cache", "value_cache")}),
+        ("scales are given, but pools of float16 are not quantized", half, {"key_scale": torch.ones(1)}),
+        ("pools of int8 need either key_scale and value_scale or", int8, {"value_scale": None}),
+        ("pools of int8 need either key_scale and value_scale or", int8, by_token),
+        ("key has stride 2 on axis 2; it must be 1", half, {"key": torch.zeros(5, 2, 128, dtype=HALF)[..., ::2]}),
+        ("axis 2 must be kv_heads, and kv_heads is 2", half,
+         {"key_cache": torch.zeros(3, 16, 3, 64, dtype=HALF)}),
+        ("slot_mapping is int64; allowed: int32", half, {"slot_mapping": torch.zeros(5, dtype=torch.int64)}),
+        ("axis 0 must be kv_heads, and kv_heads is 2", int8, {"key_scale": torch.ones(3)}),
+        ("value is a null pointer", half, {"value": null(half.tensors["value"])}),
+    ):  # fmt: skip
+        tensors = {k: v for k, v in {**case.tensors, **changed}.items() if v is not None}
+        expected = {k: v for k, v in case.expected.items() if k in tensors}
+        name = f"refused: {words} ({', '.join(changed)})"
+        yield Case(name, "kv_write", tensors, expected, case.attributes, error=words)
+
+
+def null(tensor: Tensor) -> Tensor:
+    """A tensor of this shape that the operator gets without an address."""
+    copy = tensor.clone()
+    copy.null_address = True  # type: ignore[attr-defined]
+    return copy

@@ -76,9 +76,7 @@ def slot_of(row: Row, position: int, block_size: int) -> int:
     return row.block_ids[index] * block_size + offset
 
 
-def prepare(
-    rows: Sequence[Row], drafts: Sequence[Sequence[int]], max_drafts: int, block_size: int
-) -> Step:
+def prepare(rows: Sequence[Row], drafts: Sequence[Sequence[int]], max_drafts: int, block_size: int) -> Step:
     """The next step of the sequences that wait; those which get into it run.
 
     drafts: guesses of each sequence's tokens after `next_token`, at most `max_drafts`; those beyond `remaining` or

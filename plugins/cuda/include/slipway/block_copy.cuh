@@ -24,8 +24,8 @@ struct BlockCopyParams {
   int32_t* refused = nullptr;   // [1], counts up
 };
 
-constexpr int kBlockCopyThreads = 256;
-constexpr int kBlockCopyVectors = 4;  // loads of 16 bytes that a thread has in flight
+constexpr int kBlockCopyThreads = 128;
+constexpr int kBlockCopyVectors = 8;  // loads of 16 bytes that a thread has in flight
 constexpr int64_t kBlockCopyChunk = int64_t(kBlockCopyThreads) * kBlockCopyVectors * 16;
 
 // Pairs that ask for nothing: they are no fault, and disturb no other pair.
