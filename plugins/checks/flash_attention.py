@@ -153,9 +153,9 @@ def inputs(setup: Setup, seed: int) -> dict[str, Tensor]:
     if setup.sink:
         tensors["head_sink"] = (1 + normal(heads)).to(setup.sink_dtype)
     if setup.dtype == E4M3:
-        tensors["query_scale"] = 0.5 + torch.rand(heads, generator=generator)
-        tensors["key_scale"] = 0.5 + torch.rand(kv_heads, generator=generator)
-        tensors["value_scale"] = 0.5 + torch.rand(kv_heads, generator=generator)
+        tensors["query_scale"] = 0.3 + 0.4 * torch.rand(heads, generator=generator)
+        tensors["key_scale"] = 0.3 + 0.4 * torch.rand(kv_heads, generator=generator)
+        tensors["value_scale"] = 0.3 + 0.4 * torch.rand(kv_heads, generator=generator)
     return tensors
 
 
@@ -232,7 +232,9 @@ def small() -> Iterator[Setup]:
     yield Setup((9,), packed=True, head_dim=96, value_dim=104, heads=1)
     yield Setup((9,), (20,), head_dim=192, value_dim=128, heads=1)
     yield Setup((40, 1), (70, 33), dtype=E4M3, heads=2)
-    yield Setup((20,), (70,), dtype=E4M3, heads=2, output=brain, causal=True, softcap=3.0, sink=True)
+    yield Setup(
+        (20,), (70,), dtype=E4M3, heads=2, output=brain, causal=True, softcap=0.7, scale=0.6, sink=True
+    )
     yield Setup((9,), (40,), dtype=E4M3, head_dim=112, value_dim=80, heads=1, bias="hq", bias_dtype=half)
     yield Setup((9,), dtype=E4M3, head_dim=144, value_dim=256, heads=1, packed=True)
 
@@ -265,9 +267,75 @@ def full() -> Iterator[Setup]:
 
 
 def cases(scale: Scale, seed: int) -> Iterator[Case]:
-    """All right calls of a scale, and on a small scale some that must be refused."""
+    """All right calls of a scale, and calls that must be refused."""
     for number, setup in enumerate(setups(scale)):
         yield case_of(setup, seed * 1000 + number)
+    if scale is not Scale.QUICK:
+        yield from refused()
+
+
+def refused() -> Iterator[Case]:
+    """Calls with something wrong, and words of the message."""
+    good = case_of(Setup((3, 4), heads=4, kv_heads=2), seed=0)
+
+    def bad(
+        error: str,
+        tensors: Mapping[str, Tensor] | None = None,
+        output: Tensor | None = None,
+        **attributes: float,
+    ) -> Case:
+        expected = {**good.expected, **({} if output is None else {"output": output})}
+        given = {**good.attributes, **attributes}
+        return replace(
+            good,
+            name=f"refused: {error}",
+            tensors={**good.tensors, **(tensors or {})},
+            expected=expected,
+            attributes=given,
+            error=error,
+        )
+
+    def with_size(size: int, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
+        rows = {name: torch.zeros(7, heads, size).to(dtype) for name, heads in (("query", 4), ("key", 2))}
+        return {**rows, "value": rows["key"].clone()}
+
+    query, key, offsets_q = (good.tensors[name] for name in ("query", "key", "cu_seqlens_q"))
+    yield bad("query is float32; allowed: float16, bfloat16, float8e4m3fn", {"query": query.float()})
+    yield bad("they must be the same", {"key": key.bfloat16()})
+    yield bad("output is bfloat16; it must be float16 as query", output=torch.zeros(7, 4, 64).bfloat16())
+    yield bad("head size 12; it must be a multiple of 8", with_size(12), torch.zeros(7, 4, 12).half())
+    yield bad(
+        "head size 264; it must be a multiple of 8, at most 256",
+        with_size(264),
+        torch.zeros(7, 4, 264).half(),
+    )
+    yield replace(
+        bad("head size 24; it must be a multiple of 16", with_size(24, E4M3), torch.zeros(7, 4, 24).half()),
+        least_compute_capability=E4M3_CAPABILITY,
+    )
+    wide = torch.zeros(7, 4, 68, dtype=torch.float16)
+    yield bad("query has stride 68 on axis 1; it must be a multiple of 8", {"query": wide[:, :, :64]})
+    yield bad("query has stride 68 on axis 2; it must be 1", {"query": wide.transpose(1, 2)[:, :64]})
+    yield bad("4 heads and 3 kv_heads", {name: torch.zeros(7, 3, 64).half() for name in ("key", "value")})
+    yield bad("cu_seqlens_q is int64; allowed: int32", {"cu_seqlens_q": offsets_q.long()})
+    yield bad(
+        "cu_seqlens_k is [3]; axis 0 must be batch+1, and batch is 1",
+        {"cu_seqlens_q": offsets_q[:2], "cu_seqlens_k": torch.zeros(3).int()},
+    )
+    yield bad("bias is bfloat16; allowed: float32, and float16", {"bias": torch.zeros(1, 1, 4, 8).bfloat16()})
+    yield bad("bias is [1, 3, 4, 8]", {"bias": torch.zeros(1, 3, 4, 8)})
+    yield bad("head_sink is bfloat16", {"head_sink": torch.zeros(4).bfloat16()})
+    yield bad("query_scale is given with float16 inputs", {"query_scale": torch.ones(4)})
+    yield bad("alibi_slopes is [3]", {"alibi_slopes": torch.ones(3)})
+    yield bad("window_right is 3 with causal 1", causal=1, window_right=3)
+    yield bad("window_left is -2", window_left=-2)
+    yield bad("causal is 0.5", causal=0.5)
+    yield bad("softcap is -1", softcap=-1)
+    yield bad("scale is nan", scale=float("nan"))
+    yield bad("form is 3", form=3)
+    null = key.clone()
+    null.null_address = True  # type: ignore[attr-defined]  # how executors are asked for it
+    yield bad("key is a null pointer", {"key": null})
 
 
 def companies(seed: int, requests: int) -> Iterator[Company]:
