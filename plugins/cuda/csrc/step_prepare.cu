@@ -1,5 +1,6 @@
 #include <cstdint>
 
+#include "attention_plan.hpp"
 #include "operator.hpp"
 #include "slipway/step_prepare.cuh"
 
@@ -33,11 +34,31 @@ void check(const StepPrepareParams& p, int64_t selected) {
           (long long)selected, (long long)rows);
 }
 
+// The work list of the step's attention layers, from the tensors that were just written.
+AttentionPlanParams plan_of(const Arguments& a, const StepPrepareParams& p) {
+  AttentionPlanParams plan = {};
+  plan.cu_seqlens = p.cu_seqlens, plan.past_lens = p.past_lens;
+  plan.metadata = a.data<int>("attention_metadata");
+  AttentionLimits& l = plan.limits;
+  l.batch = p.batch, l.tokens = p.tokens;
+  l.heads = int(a.integer("num_heads")), l.kv_heads = int(a.integer("kv_num_heads"));
+  l.max_length = p.max_blocks * p.block_size, l.pool_tokens = a.integer("pool_tokens");
+  l.window = int(a.integer("local_window_size")), l.chunk = int(a.integer("chunk"));
+  l.max_split_tokens = int(a.integer("max_split_tokens")), l.workers = attention_workers();
+  const int64_t needed = attention_metadata_ints(l);
+  require(a.dim("metadata") >= needed, "attention_metadata has %lld elements; these limits need %lld",
+          (long long)a.dim("metadata"), (long long)needed);
+  return plan;
+}
+
 void run(const Arguments& a, void*, void* stream) {
   const StepPrepareParams p = params_of(a);
   check(p, a.dim("selected"));
+  AttentionPlanParams plan = {};
+  if (a.has("attention_metadata")) plan = plan_of(a, p);
   ptx::launch(step_prepare_kernel, dim3(1), dim3(kStepPrepareThreads), sizeof(int) * kStepPrepareThreads / 32, stream,
               p);
+  if (a.has("attention_metadata")) launch_attention_plan(plan, stream);
 }
 
 }  // namespace
@@ -63,11 +84,20 @@ const Operator kStepPrepare = {
      output("slot_mapping", "int32", {"tokens"}, "-1 in the padding"),
      output("cu_seqlens", "int32", {"batch+1"}, "start of each sequence; those that take no part have no tokens"),
      output("logits_indices", "int32", {"selected"}, "[batch, 1 + drafts] flat: the token of each wanted row, the last "
-                                                     "repeated; 0 for sequences without tokens")},
-    {integer_attribute("block_size", 16, 1, 65536, "tokens of a cache block")},
+                                                     "repeated; 0 for sequences without tokens"),
+     optional_output("attention_metadata", "int32", {"metadata"}, "the work list of the step: as attention_plan writes "
+                                                                  "it, by the attributes below")},
+    {integer_attribute("block_size", 16, 1, 65536, "tokens of a cache block"),
+     integer_attribute("num_heads", 1, 1, 1 << 16, "query heads"),
+     integer_attribute("kv_num_heads", 1, 1, 1 << 16, "key heads; divides num_heads"),
+     integer_attribute("pool_tokens", 1, 1, int64_t(1) << 40, "blocks of the pools times block_size"),
+     integer_attribute("local_window_size", -1, -1, 1 << 28, "keys that a query sees, its own included; -1: all"),
+     integer_attribute("chunk", 512, 64, 1 << 24, "keys between two cuts; a multiple of 64"),
+     integer_attribute("max_split_tokens", 8, 1, 1 << 24, "sequences with more new tokens are not split")},
     no_workspace,
     run,
-    {"tokens: at least batch * (1 + drafts)", "selected: batch * (1 + drafts)"}};
+    {"tokens: at least batch * (1 + drafts)", "selected: batch * (1 + drafts)",
+     "attention_metadata: as many elements as attention_plan needs for these attributes and max_blocks * block_size"}};
 REGISTER_OPERATOR(kStepPrepare)
 
 }  // namespace slipway

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from model_repo.runtime.block_manager import BlockManager
 from model_repo.runtime.contract import Limits
+from model_repo.runtime.errors import BadInput
 from model_repo.runtime.scheduler import Scheduler
 from model_repo.runtime.sequence import Sequence
 from model_repo.runtime.step_tensors import step_tensors
@@ -124,6 +125,28 @@ def test_decode_steps_are_those_that_the_runtime_makes(library: Library) -> None
             assert sequence.finish_reason == reasons[Status(status[index])]
     assert steps >= 10
     assert ends == {None, "stop", "length"}
+
+
+def test_the_work_list_is_the_one_that_attention_plan_writes() -> None:
+    library = Library(Build("plain", ("step_prepare", "attention_plan")).library())
+    shape = {"num_heads": 8, "kv_num_heads": 2, "pool_tokens": 4000, "local_window_size": 60, "chunk": 64}
+    batch, max_blocks, block_size = 9, 12, 16
+    tensors = dict(checks.case_of("", checks.some(5, batch, 2, block_size, max_blocks)).start())
+    room = torch.full((100_000,), -1, dtype=torch.int32)
+    attributes = {"block_size": block_size, **shape}
+    library.run("step_prepare", {**tensors, "attention_metadata": room}, attributes)
+    want = torch.full_like(room, -1)
+    lengths = {
+        "cumulative_sequence_length": tensors["cu_seqlens"],
+        "past_seqlens": tensors["past_lens"],
+        "attention_metadata": want,
+    }
+    limits = {"tokens": len(tensors["input_ids"]), "max_length": max_blocks * block_size}
+    library.run("attention_plan", lengths, {**shape, **limits})
+    assert torch.equal(room, want)
+    assert int((want != -1).sum()) > 100
+    with pytest.raises(BadInput, match="attention_metadata has 20 elements; these limits need"):
+        library.run("step_prepare", {**tensors, "attention_metadata": room[:20]}, attributes)
 
 
 def test_a_sequence_without_a_block_waits_and_loses_nothing(library: Library) -> None:
