@@ -249,11 +249,15 @@ def refused_cases() -> Iterator[Case]:
         "seed is int64; allowed: uint64": ("seed", torch.zeros(2, dtype=torch.int64)),
         "top_k is [3]; axis 0 must be batch": ("top_k", torch.zeros(3, dtype=torch.int32)),
         "token_counts is int32": ("token_counts", torch.zeros(4, 40, dtype=torch.int32)),
-        "logits is [2, 0]": ("logits", torch.zeros(2, 0)),
         "stride": ("logits", torch.zeros(40, 2).t()),
     }
     for words, (name, value) in wrong.items():
         yield replace(good, name=words, tensors={**good.tensors, name: value}, error=words)
+    empty = Case(
+        "empty", "sampling", {**inputs_of(Setup("", 1), 1)}, {"token": torch.zeros(4, dtype=torch.int32)}
+    )
+    words = "vocab is 0; allowed are 1 to 1048576"
+    yield replace(empty, name=words, tensors={**empty.tensors, "logits": torch.zeros(4, 0)}, error=words)
     penalty = {"repetition_penalty": torch.ones(2)}
     plain = case_of(Setup("plain", 40, batch=2), 1)
     words = "repetition_penalty is given without token_counts"

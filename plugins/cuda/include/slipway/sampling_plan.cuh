@@ -49,7 +49,7 @@ __device__ __forceinline__ Filters filters_of(const Rows& p, int row) {
   f.top_k = top_k > 0 && top_k < p.vocab ? top_k : 0;
   const float min_p = value_or(p.min_p, request, 0.0f);
   f.key_limit = p.log_probs ? kLastFiniteKey + 1 : kLastFiniteKey;
-  if (min_p > 0.0f) f.key_limit = min(f.key_limit, __float_as_uint(float(-log(double(min(min_p, 1.0f))))));
+  if (min_p > 0.0f) f.key_limit = min(f.key_limit, __float_as_uint(float(0.0 - log(double(min(min_p, 1.0f))))));  // not -0
   if (value_or(p.top_k, request, p.every_top_k) == 1 && !p.log_probs) f.temperature = 0.0f;
   // All tokens from ln(vocab / (1 - top_p)) on weigh less than (1 - top_p) of the likeliest. A nat of margin.
   f.last_bin = kBins - 1;

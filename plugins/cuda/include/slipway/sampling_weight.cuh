@@ -19,7 +19,7 @@ constexpr int kMaxVocab = 1 << 20;         // so that sums stay below 2^63
 constexpr uint32_t kLastFiniteKey = 0x7f7fffffu;  // of FLT_MAX; tokens of logit -inf have the next one
 
 __device__ __forceinline__ uint32_t key_of(float value, float largest, float temperature) {
-  return __float_as_uint(__fdiv_rn(__fsub_rn(largest, value), temperature));
+  return __float_as_uint(__fdiv_rn(__fsub_rn(largest, value), temperature)) & 0x7fffffffu;  // -0 - 0 is -0
 }
 
 __device__ __forceinline__ u64 weight_of(uint32_t key) {
