@@ -80,18 +80,23 @@ inline void mbarrier_expects(uint64_t* bar, const std::vector<Piece>& pieces, co
   release(&b.copies);
   wake_all(b.waiting);  // they have something to bring in
 }
+// Brings in some pieces; the running thread makes the copy engine's stores.
 inline void deliver(Mbarrier& b) {
-  for (size_t n = machine.random() % b.pieces.size() + 1; n > 0; n--) {
-    std::swap(b.pieces[machine.random() % b.pieces.size()], b.pieces.back());
-    const Piece piece = b.pieces.back();
-    b.pieces.pop_back();
-    acquire(&b.copies);
-    async_write(piece.offset, piece.data, 16);
+  std::vector<Piece> some;
+  {
     Internal guard;
-    release(&b.token[b.phase & 1]);
-    b.bytes -= 16;
-    mbarrier_step(b);
+    for (size_t n = machine.random() % b.pieces.size() + 1; n > 0; n--) {
+      std::swap(b.pieces[machine.random() % b.pieces.size()], b.pieces.back());
+      some.push_back(b.pieces.back());
+      b.pieces.pop_back();
+    }
   }
+  acquire(&b.copies);
+  for (const Piece& piece : some) async_write(piece.offset, piece.data, 16);
+  Internal guard;
+  release(&b.token[b.phase & 1]);
+  b.bytes -= 16 * int64_t(some.size());
+  mbarrier_step(b);
 }
 // Waits for the end of the phase of this parity (mbarrier.try_wait.parity until it is true).
 inline void mbarrier_wait(const uint64_t* bar, uint32_t parity, Where where) {
@@ -99,16 +104,13 @@ inline void mbarrier_wait(const uint64_t* bar, uint32_t parity, Where where) {
   const auto missing = [&] {
     Internal guard;
     b = &mbarrier_at(bar, where);
+    while ((b->phase & 1) == parity && b->pieces.empty()) sleep(b->waiting, "mbarrier wait", where);
     return (b->phase & 1) == parity;
   };
   while (missing()) {
-    if (!b->pieces.empty()) {
-      deliver(*b);
-      if ((b->phase & 1) == parity) yield();
-    } else {
-      Internal guard;
-      sleep(b->waiting, "mbarrier wait", where);
-    }
+    deliver(*b);
+    Internal guard;
+    yield();
   }
   acquire(&b->token[parity & 1]);
 }

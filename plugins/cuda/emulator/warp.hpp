@@ -40,7 +40,7 @@ void collective(const char* op, uint32_t mask, A& args, void (*exec)(A* const*, 
   t.polls = 0;
 }
 
-inline void syncwarp(uint32_t mask, Where where) {
+EMU_FAST inline void syncwarp(uint32_t mask, Where where) {
   Thread& t = *machine.cur;
   char* token = &machine.warps[size_t(t.id / 32)].token[t.warp_syncs++ & 1];
   int none = 0;
