@@ -5,23 +5,25 @@
 namespace slipway {
 namespace {
 
-template <bool kGated>
-void run_activation(const Arguments& a, void*, void* stream) {
+void run_activation(const Arguments& a, void* stream, bool gated) {
   dispatch_rows(a, [&](auto type, auto out) {
     using T = typename decltype(type)::type;
     using Out = typename decltype(out)::type;
     ActivationParams<T, Out> p;
-    p.input = a.data<const T>(kGated ? "gate_up" : "input");
-    if constexpr (!kGated) p.bias = a.data<const T>("bias");
+    p.input = a.data<const T>(gated ? "gate_up" : "input");
+    if (!gated) p.bias = a.data<const T>("bias");
     p.kind = Activation(a.integer("activation"));
-    p.rows = a.dim("rows"), p.columns = a.dim(kGated ? "intermediate" : "hidden");
+    p.gated = gated;
+    p.rows = a.dim("rows"), p.columns = a.dim(gated ? "intermediate" : "hidden");
     p.to = row_output<Out>(a);
     dispatch_form(p.rows, p.columns, [&](auto form, const RowPlan& plan, dim3 blocks) {
-      ptx::launch(activation_kernel<T, Out, decltype(form)::value, kGated>, blocks, dim3(unsigned(plan.threads)),
+      ptx::launch(activation_kernel<T, Out, decltype(form)::value>, blocks, dim3(unsigned(plan.threads)),
                   kRowSharedBytes, stream, p);
     });
   });
 }
+void run_gated(const Arguments& a, void*, void* stream) { run_activation(a, stream, true); }
+void run_plain(const Arguments& a, void*, void* stream) { run_activation(a, stream, false); }
 
 const std::map<std::string, std::vector<DType>> kTypes = {
     {"T", {kFloat16, kBFloat16, kFloat32}},
@@ -41,7 +43,7 @@ const Operator kGatedActivation = {
      output("output", "O", {"rows", "intermediate"}, "the products"), row_scale_output()},
     kAttributes,
     no_workspace,
-    run_activation<true>,
+    run_gated,
     {kOutputLimit, "intermediate: any; fast when a multiple of 8"},
 };
 REGISTER_OPERATOR(kGatedActivation)
@@ -54,7 +56,7 @@ const Operator kActivation = {
      scale_input(), output("output", "O", {"rows", "hidden"}, "the results"), row_scale_output()},
     kAttributes,
     no_workspace,
-    run_activation<false>,
+    run_plain,
     {kOutputLimit, "hidden: any; fast when a multiple of 8"},
 };
 REGISTER_OPERATOR(kActivation)

@@ -28,17 +28,18 @@ struct ActivationParams {
   const T* input = nullptr;  // [rows, columns], gated [rows, 2 * columns]
   const T* bias = nullptr;   // [columns], optional; not when gated
   Activation kind = Activation::kSilu;
+  bool gated = false;
   int64_t rows = 0, columns = 0;  // of the result
   RowOutput<Out> to = {};
 };
 
 // f(gate) * up, or f(input + bias).
-template <class T, bool kGated>
+template <class T>
 struct ActivationSource {
   const T* first;   // gate, or the input
   const T* second;  // up, or the bias, which may be null
   Activation kind;
-  bool whole;  // rows can be read in chunks
+  bool gated, whole;  // whole: rows can be read in chunks
 
   struct Fetched {
     Chunk<T> first, second;
@@ -46,30 +47,26 @@ struct ActivationSource {
   __device__ __forceinline__ Fetched fetch(int chunk, int count) const {
     Fetched fetched;
     fetched.first = read_chunk(first + int64_t(chunk) * kChunk, count, whole);
-    if (kGated || second) fetched.second = read_chunk(second + int64_t(chunk) * kChunk, count, whole);
+    if (second) fetched.second = read_chunk(second + int64_t(chunk) * kChunk, count, whole);
     return fetched;
   }
   __device__ __forceinline__ void expand(const Fetched& fetched, int, int, float (&x)[kChunk]) const {
 #pragma unroll
-    for (int i = 0; i < kChunk; i++) x[i] = to_float(fetched.first[i]);
-    if constexpr (kGated) {
-#pragma unroll
-      for (int i = 0; i < kChunk; i++) x[i] = activated(kind, x[i]) * to_float(fetched.second[i]);
-    } else {
-#pragma unroll
-      for (int i = 0; i < kChunk; i++) x[i] = activated(kind, second ? x[i] + to_float(fetched.second[i]) : x[i]);
+    for (int i = 0; i < kChunk; i++) {
+      const float a = to_float(fetched.first[i]), b = second ? to_float(fetched.second[i]) : 0.f;
+      x[i] = activated(kind, gated ? a : a + b);
+      if (gated) x[i] *= b;
     }
   }
 };
 
-template <class T, class Out, RowForm kForm, bool kGated>
+template <class T, class Out, RowForm kForm>
 __global__ void __launch_bounds__(most_threads(kForm)) activation_kernel(const ActivationParams<T, Out> p) {
-  using Source = ActivationSource<T, kGated>;
   const bool whole = kForm != RowForm::kReread || in_chunks(p.columns);
   for_each_row<kForm>(p.rows, [&](int64_t row, auto& team) {
-    const T* const begin = p.input + row * p.columns * (kGated ? 2 : 1);
-    const Source source{begin, kGated ? begin + p.columns : p.bias, p.kind, whole};
-    RowValues<kForm, Source> values(source, p.columns, team.thread, team.threads);
+    const T* const begin = p.input + row * p.columns * (p.gated ? 2 : 1);
+    const ActivationSource<T> source{begin, p.gated ? begin + p.columns : p.bias, p.kind, p.gated, whole};
+    RowValues<kForm, ActivationSource<T>> values(source, p.columns, team.thread, team.threads);
     write_row(p.to, row, values, team, [](int, int, float(&)[kChunk]) {});
   });
 }
