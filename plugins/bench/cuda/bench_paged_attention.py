@@ -16,6 +16,7 @@ from .benchmark import Bench, Benchmark, Goal, Prepared
 from .timing import Call
 
 OPERATOR = "paged_attention"
+PLAN = "attention_plan"
 DECODE = "decode, bf16, 64 x 4096"
 
 
@@ -84,6 +85,8 @@ def _benchmark(case: str, step: Step, *goals: Goal) -> Benchmark:
 
 def _prepare(bench: Bench, step: Step) -> Prepared:
     sets = [_tensors(bench, step) for _ in range(bench.clock.sets(step.bytes_moved))]
+    for tensors in sets:
+        tensors["attention_metadata"] = _plan(bench, step, tensors)
     attributes = {"num_heads": step.heads, "kv_num_heads": step.kv_heads}
     calls = [bench.kernel(OPERATOR, tensors, attributes) for tensors in sets]
     baselines: dict[str, Callable[[], Sequence[Call]]] = {}
@@ -122,6 +125,23 @@ def _tensors(bench: Bench, step: Step) -> dict[str, Tensor]:
         made["key"], made["value"] = (bench.randn(step.tokens, columns) for _ in range(2))
         made["slot_mapping"] = _slots(step, parts).to(bench.device)
     return made
+
+
+def _plan(bench: Bench, step: Step, tensors: Mapping[str, Tensor]) -> Tensor:
+    """The step's work list, made once for all layers and so no part of what is measured."""
+    given = {name: tensors[name] for name in ("cumulative_sequence_length", "past_seqlens")}
+    attributes = {
+        "tokens": step.tokens,
+        "num_heads": step.heads,
+        "kv_num_heads": step.kv_heads,
+        "max_length": tensors["block_table"].shape[1] * step.block_size,
+        "pool_tokens": tensors["key_cache"].shape[0] * step.block_size,
+    }
+    empty = torch.empty(0, dtype=torch.int32, device=bench.device)
+    needed = bench.library.workspace_bytes(PLAN, {**given, "attention_metadata": empty}, attributes)
+    metadata = torch.empty(-(-needed // 4), dtype=torch.int32, device=bench.device)
+    bench.kernel(PLAN, {**given, "attention_metadata": metadata}, attributes)()
+    return metadata
 
 
 def _slots(step: Step, parts: Sequence[Tensor]) -> Tensor:

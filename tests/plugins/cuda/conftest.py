@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -56,5 +57,6 @@ def toy_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def emulated_library() -> Path:
-    """All operators in an emulated library."""
+    """All operators in an emulated library, on a device that has FP8."""
+    os.environ["SLIPWAY_EMULATED_COMPUTE_CAPABILITY"] = "89"  # read when the library's first kernel starts
     return emulated.Build().library()

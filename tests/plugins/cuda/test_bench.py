@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -103,3 +104,27 @@ def test_lines_are_read_back(toy_library: Path, tmp_path: Path, monkeypatch: pyt
     assert lines[1]["dropped"].startswith("benchmark toy, refused: toy: input is float32")
     assert lines[2]["dropped"] == "benchmark other, any: the library has no such operator"
     assert {name.split(",")[0].split(" of")[0] for name in lines[3]["ceilings"]} == {"copy", "bf16 matmul"}
+
+
+NEED_A_GPU = ("FlashInfer", "torch flash", "torch cuDNN", "torch efficient")
+"""Baselines that may say no on a CPU."""
+
+
+@pytest.mark.parametrize(
+    "benchmark", list(driver.all_benchmarks(tiny=True)), ids=lambda b: f"{b.operator}: {b.case}"
+)
+def test_every_case_is_taken_by_its_kernel(
+    benchmark: Benchmark, emulated_library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In small: tensors and attributes are accepted, the call runs, and so do the baselines."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    bench = Bench(Library(emulated_library), CPU)
+    prepared = benchmark.prepare(bench)
+    for call in prepared.calls:
+        call()
+    assert prepared.bytes_moved > 0
+    assert prepared.operations >= 0
+    for name, make in prepared.baselines.items():
+        with contextlib.suppress(*(ImportError, RuntimeError) if name in NEED_A_GPU else ()):
+            for call in make():
+                call()
