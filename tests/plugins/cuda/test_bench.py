@@ -106,7 +106,7 @@ def test_lines_are_read_back(toy_library: Path, tmp_path: Path, monkeypatch: pyt
     assert {name.split(",")[0].split(" of")[0] for name in lines[3]["ceilings"]} == {"copy", "bf16 matmul"}
 
 
-NEED_A_GPU = ("FlashInfer", "torch flash", "torch cuDNN", "torch efficient")
+NEED_A_GPU = ("FlashInfer", "torch flash", "torch cuDNN", "torch efficient", "torch int4")
 """Baselines that may say no on a CPU."""
 
 
