@@ -21,7 +21,8 @@ Division divide(int64_t rows, int64_t vocab) {
   constexpr int kMaxWarps = 16;
   Division d;
   d.segments = ceil_div(vocab, kSegment);
-  const int wanted = ceil_div(2 * device().sm_count, std::max<int64_t>(rows, 1));
+  // Two blocks fit on a multiprocessor: no more of them than run at once, where rows allow it.
+  const int wanted = int(2 * device().sm_count / std::max<int64_t>(rows, 1));
   d.splits = std::clamp(wanted, ceil_div(d.segments, kMaxSegmentsPerSlice), std::min(kMaxSplits, d.segments));
   d.slice = ceil_div(d.segments, d.splits);
   d.splits = ceil_div(d.segments, d.slice);

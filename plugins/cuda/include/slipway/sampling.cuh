@@ -29,28 +29,28 @@ struct LogProbs {
 
 struct DrawMemory {
   SearchMemory search;
-  u64 segment_sum[1];  // [segments]
+  uint32_t segment_sum[2];  // [2 * segments], of Sums
 };
 __host__ __device__ inline int draw_shared_bytes(const Division& d) {
-  return int(sizeof(DrawMemory)) + (d.segments - 1) * int(sizeof(u64));
+  return int(sizeof(DrawMemory)) + 2 * (d.segments - 1) * int(sizeof(uint32_t));
 }
 
 template <class T>
 __device__ int draw(const Rows& p, const Division& d, const Workspace& w, const RowPlan& plan, int row, u64 word,
                     DrawMemory* memory) {
   const Kept kept = resolve<T>(p, d, w, plan, row, &memory->search);
-  for (int i = int(threadIdx.x); i < d.segments; i += int(blockDim.x))
-    memory->segment_sum[i] = w.segment_weight[int64_t(row) * d.segments + i];
+  const Sums sums(memory->segment_sum, d.segments);
+  sums.start([&](int i) { return w.segment_weight[int64_t(row) * d.segments + i]; });
   __syncthreads();
   const InQuestion<T> source(p, d, w, plan, row);
   if (plan.state != RowState::kWhole)
     source.visit([&](uint32_t key, int index) {
       const u64 weight = kept.weight_at(key, index);
-      if (weight > 0) atomicAdd(&memory->segment_sum[index / kSegment], weight);
+      if (weight > 0) sums.add(index / kSegment, weight);
     });
   __syncthreads();
   if (threadIdx.x >= 32) return -1;
-  return token_at(source.reader, d.segments, memory->segment_sum, random_below(word, kept.weight),
+  return token_at(source.reader, d.segments, sums, random_below(word, kept.weight),
                   [&](int index, float value) {
                     return kept.weight_at(key_of(value, plan.largest, plan.temperature), index);
                   });

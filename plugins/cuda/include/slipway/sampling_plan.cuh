@@ -78,7 +78,7 @@ struct CollectMemory {
   uint32_t group_key[kMaxGroups];
 };
 struct BinMemory {
-  u64 weight[kBins];
+  uint32_t weight[2 * kBins];  // of Sums
   uint32_t count[kBins];
 };
 constexpr int kCollectSharedBytes =
@@ -96,9 +96,42 @@ __device__ __forceinline__ float value_floor(float bound, float largest, float t
   return key_of(below, largest, temperature) > key ? below : -INFINITY;
 }
 
+// Adds the counts and weights of the slice's tokens to the row's bins. Called by all threads of a block.
+template <class T>
+__device__ __forceinline__ void sum_bins(const RowReader<T>& reader, const Division& d, const Workspace& w,
+                                         const RowPlan& plan, int row, int begin, int end, BinMemory* bins) {
+  const Sums weights(bins->weight, kBins);
+  weights.start([](int) { return u64(0); });
+  for (int i = int(threadIdx.x); i < kBins; i += int(blockDim.x)) bins->count[i] = 0;
+  __syncthreads();
+  u64 far_weight = 0;
+  uint32_t far_count = 0;
+  for (int segment = begin + warp_index(); segment < end; segment += d.warps)
+    visit_tokens<1>(reader, segment, [&](int, float value) {
+      const uint32_t key = key_of(value, plan.largest, plan.temperature);
+      if (key > plan.key_limit) return;
+      const int bin = bin_of(key, plan.bins);
+      const u64 weight = weight_of(key);
+      if (bin == plan.bins) {
+        far_weight += weight, far_count++;
+      } else {
+        atomicAdd(&bins->count[bin], 1u);
+        weights.add(bin, weight);
+      }
+    });
+  far_weight = warp_sum(far_weight), far_count = warp_sum(far_count);
+  if (lane_index() == 0) atomicAdd(&bins->count[plan.bins], far_count), weights.add(plan.bins, far_weight);
+  __syncthreads();
+  for (int i = int(threadIdx.x); i <= plan.bins; i += int(blockDim.x))
+    if (bins->count[i] > 0) {
+      atomicAdd(&w.bin_count[int64_t(row) * kBins + i], bins->count[i]);
+      atomicAdd(&w.bin_weight[int64_t(row) * kBins + i], weights[i]);
+    }
+}
+
 // Grid (splits, rows), `warps` warps a block.
 template <class T>
-__global__ void __launch_bounds__(512) collect_kernel(Rows p, Division d, Workspace w) {
+__global__ void __launch_bounds__(512, 2) collect_kernel(Rows p, Division d, Workspace w) {
   DYNAMIC_SMEM(memory);
   const int row = int(blockIdx.y), slice = int(blockIdx.x);
   const int begin = slice * d.slice, end = min(begin + d.slice, d.segments);
@@ -128,48 +161,29 @@ __global__ void __launch_bounds__(512) collect_kernel(Rows p, Division d, Worksp
   }
   if (slice == 0 && threadIdx.x == 0) w.plan[row] = plan;
 
-  const bool sums = plan.state == RowState::kWhole || (p.log_probs && plan.state == RowState::kByGroups);
-  if (sums || plan.state == RowState::kByGroups) {
+  if (plan.state == RowState::kByGroups && !p.log_probs) {
+    for (int segment = begin + warp_index(); segment < end; segment += d.warps) {
+      visit_tokens<4>(reader, segment, [&](int index, float value) {
+        if (value < floor) return;
+        const uint32_t key = key_at(value);
+        if (key <= plan.key_limit) list_candidate(d, w, row, key, index);
+      });
+      if (lane_index() == 0) w.segment_weight[int64_t(row) * d.segments + segment] = 0;
+    }
+  } else if (plan.state == RowState::kByGroups || plan.state == RowState::kWhole) {
     for (int segment = begin + warp_index(); segment < end; segment += d.warps) {
       u64 weight = 0;
-      visit_tokens(reader, segment, [&](int index, float value) {
-        if (!sums && value < floor) return;
+      visit_tokens<1>(reader, segment, [&](int index, float value) {
         const uint32_t key = key_at(value);
-        if (sums && key <= f.key_limit) weight += weight_of(key);
+        if (key <= f.key_limit) weight += weight_of(key);
         if (plan.state == RowState::kByGroups && key <= plan.key_limit) list_candidate(d, w, row, key, index);
       });
       weight = warp_sum(weight);
       if (lane_index() == 0) w.segment_weight[int64_t(row) * d.segments + segment] = weight;
     }
+  } else if (plan.state == RowState::kByBins) {
+    sum_bins(reader, d, w, plan, row, begin, end, reinterpret_cast<BinMemory*>(memory));
   }
-  if (plan.state != RowState::kByBins) return;
-
-  BinMemory* const bins = reinterpret_cast<BinMemory*>(memory);
-  for (int i = int(threadIdx.x); i < kBins; i += int(blockDim.x)) bins->weight[i] = 0, bins->count[i] = 0;
-  __syncthreads();
-  u64 far_weight = 0;
-  uint32_t far_count = 0;
-  for (int segment = begin + warp_index(); segment < end; segment += d.warps)
-    visit_tokens(reader, segment, [&](int, float value) {
-      const uint32_t key = key_at(value);
-      if (key > f.key_limit) return;
-      const int bin = bin_of(key, f.last_bin);
-      const u64 weight = weight_of(key);
-      if (bin == f.last_bin) {
-        far_weight += weight, far_count++;
-      } else {
-        atomicAdd(&bins->count[bin], 1u);
-        atomicAdd(&bins->weight[bin], weight);
-      }
-    });
-  far_weight = warp_sum(far_weight), far_count = warp_sum(far_count);
-  if (lane_index() == 0) atomicAdd(&bins->count[f.last_bin], far_count), atomicAdd(&bins->weight[f.last_bin], far_weight);
-  __syncthreads();
-  for (int i = int(threadIdx.x); i <= f.last_bin; i += int(blockDim.x))
-    if (bins->count[i] > 0) {
-      atomicAdd(&w.bin_count[int64_t(row) * kBins + i], bins->count[i]);
-      atomicAdd(&w.bin_weight[int64_t(row) * kBins + i], bins->weight[i]);
-    }
 }
 
 // What top-p needs of a mass: the least running sum that ends the nucleus, at least 1.
@@ -206,7 +220,7 @@ __device__ __forceinline__ void plan_bins(RowPlan& plan, const Filters& f, const
 
 // Grid (splits, rows), `warps` warps a block. Rows that are not kByBins are left alone.
 template <class T>
-__global__ void __launch_bounds__(512) gather_kernel(Rows p, Division d, Workspace w) {
+__global__ void __launch_bounds__(512, 2) gather_kernel(Rows p, Division d, Workspace w) {
   DYNAMIC_SMEM(memory);
   const int row = int(blockIdx.y), slice = int(blockIdx.x);
   if (w.plan[row].state != RowState::kByBins) return;
@@ -225,7 +239,7 @@ __global__ void __launch_bounds__(512) gather_kernel(Rows p, Division d, Workspa
   const int begin = slice * d.slice, end = min(begin + d.slice, d.segments);
   for (int segment = begin + warp_index(); segment < end; segment += d.warps) {
     u64 weight = 0;
-    visit_tokens(reader, segment, [&](int index, float value) {
+    visit_tokens<1>(reader, segment, [&](int index, float value) {
       const uint32_t key = key_of(value, plan.largest, plan.temperature);
       if (key > plan.key_limit) return;
       const int bin = bin_of(key, plan.bins);

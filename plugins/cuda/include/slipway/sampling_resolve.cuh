@@ -48,7 +48,7 @@ struct InQuestion {
       return;
     }
     for (int segment = warp_index(); segment < segments; segment += warp_count())
-      visit_tokens(reader, segment, [&](int index, float value) {
+      visit_tokens<1>(reader, segment, [&](int index, float value) {
         const uint32_t key = key_of(value, plan.largest, plan.temperature);
         if (key > plan.key_limit) return;
         if (plan.state == RowState::kByBins) {
@@ -105,9 +105,9 @@ __device__ Kept resolve(const Rows& p, const Division& d, const Workspace& w, co
 }
 
 // The token that `target` (below the total) falls on: the first whose running weight, in order of index, is above it.
-// segment_sums: [segments], of what weight_at(index, value) gives. Called by one warp; every lane gets it.
-template <class T, class WeightAt>
-__device__ int token_at(const RowReader<T>& reader, int segments, const u64* segment_sums, u64 target,
+// segment_sums[i]: of what weight_at(index, value) gives in segment i. Called by one warp; every lane gets the token.
+template <class T, class SegmentSums, class WeightAt>
+__device__ int token_at(const RowReader<T>& reader, int segments, const SegmentSums& segment_sums, u64 target,
                         WeightAt weight_at) {
   const Place segment = warp_find(segments, target + 1, [&](int i) { return segment_sums[i]; });
   const int first = segment.index * kSegment;

@@ -133,28 +133,23 @@ struct RowReader {
   }
 };
 
-// Calls f(at, values) for the calling lane's quads of a segment, in order; at < vocab. Called by a whole warp.
-template <class T, class F>
-__device__ __forceinline__ void visit_quads(const RowReader<T>& row, int segment, F f) {
-  constexpr int kAhead = 4;  // loads in flight: what f stores would else hold up the next load
+// Calls f(index, value) for the calling lane's tokens of a segment, in order of index. Called by a whole warp. kAhead:
+// quads that are loaded before f sees the first of them. A short f is bound by memory and wants 4; a long one, which is
+// repeated in the code for each token of these quads, 1.
+template <int kAhead, class T, class F>
+__device__ __forceinline__ void visit_tokens(const RowReader<T>& row, int segment, F f) {
+#pragma unroll 1
   for (int part = 0; part < kSegment; part += kAhead * 128) {
     float values[kAhead][4];
     const int first = segment * kSegment + part + lane_index() * 4;
 #pragma unroll
     for (int i = 0; i < kAhead; i++) row.load(first + i * 128, values[i]);
 #pragma unroll
-    for (int i = 0; i < kAhead; i++)
-      if (first + i * 128 < row.vocab) f(first + i * 128, values[i]);
+    for (int i = 0; i < 4 * kAhead; i++) {
+      const int index = first + i / 4 * 128 + i % 4;
+      if (index < row.vocab) f(index, values[i / 4][i % 4]);
+    }
   }
-}
-// Calls f(index, value) for the calling lane's tokens of a segment.
-template <class T, class F>
-__device__ __forceinline__ void visit_tokens(const RowReader<T>& row, int segment, F f) {
-  visit_quads(row, segment, [&](int at, const float (&values)[4]) {
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-      if (at + i < row.vocab) f(at + i, values[i]);
-  });
 }
 
 }  // namespace sampling

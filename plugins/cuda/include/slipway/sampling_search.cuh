@@ -60,6 +60,28 @@ __device__ __forceinline__ u64 warp_total(int n, Value value) {
   return warp_sum(sum);
 }
 
+// Sums of 64 bits in shared memory, whose atomic addition is a loop there; in halves it is not.
+struct Sums {
+  uint32_t *low, *high;  // [count] each, in shared memory
+  int count;
+
+  __device__ __forceinline__ Sums(uint32_t* memory, int count) : low(memory), high(memory + count), count(count) {}
+  // To initial(i); by all threads of a block.
+  template <class Initial>
+  __device__ __forceinline__ void start(Initial initial) const {
+    for (int i = int(threadIdx.x); i < count; i += int(blockDim.x)) {
+      const u64 value = initial(i);
+      low[i] = uint32_t(value), high[i] = uint32_t(value >> 32);
+    }
+  }
+  __device__ __forceinline__ void add(int i, u64 value) const {
+    const uint32_t own = uint32_t(value), before = atomicAdd(&low[i], own);
+    const uint32_t carried = uint32_t(value >> 32) + (before + own < own ? 1 : 0);
+    if (carried > 0) atomicAdd(&high[i], carried);
+  }
+  __device__ __forceinline__ u64 operator[](int i) const { return u64(high[i]) << 32 | low[i]; }
+};
+
 constexpr int kDigits = 256;
 
 struct Found {
@@ -70,7 +92,7 @@ struct Found {
 };
 
 struct SearchMemory {  // in shared memory
-  u64 weight[kDigits];
+  uint32_t weight[2 * kDigits];  // of Sums
   uint32_t count[kDigits];
   Found found;
 };
@@ -80,7 +102,8 @@ enum class Measure { kCount, kWeight };
 // Sums of neighbouring elements of one digit, kept in registers until the digit changes: where most elements share
 // their upper digits, few atomics are left.
 struct DigitRun {
-  SearchMemory* memory;
+  uint32_t* counts;
+  Sums weights;
   uint32_t digit = 0, count = 0;
   u64 weight = 0;
 
@@ -89,8 +112,8 @@ struct DigitRun {
     count++, weight += w;
   }
   __device__ __forceinline__ void flush() {
-    if (count > 0) atomicAdd(&memory->count[digit], count);
-    if (weight > 0) atomicAdd(&memory->weight[digit], weight);
+    if (count > 0) atomicAdd(&counts[digit], count);
+    if (weight > 0) weights.add(int(digit), weight);
     count = 0, weight = 0;
   }
 };
@@ -101,12 +124,14 @@ struct DigitRun {
 // result. Begins and ends with a barrier.
 template <Measure kMeasure, class Visit>
 __device__ Found radix_search(SearchMemory* memory, u64 target, Visit visit) {
+  const Sums weights(memory->weight, kDigits);
   Found found = {0, 0, 0, 0};
   for (int shift = 24; shift >= 0; shift -= 8) {
     __syncthreads();  // everyone has read the last pass's result
-    for (int i = int(threadIdx.x); i < kDigits; i += int(blockDim.x)) memory->count[i] = 0, memory->weight[i] = 0;
+    weights.start([](int) { return u64(0); });
+    for (int i = int(threadIdx.x); i < kDigits; i += int(blockDim.x)) memory->count[i] = 0;
     __syncthreads();
-    DigitRun run{memory};
+    DigitRun run{memory->count, weights};
     visit([&](uint32_t key, u64 weight) {
       if (shift < 24 && (key ^ found.key) >> (shift + 8) != 0) return;
       run.add(key >> shift & (kDigits - 1), weight);
@@ -115,7 +140,7 @@ __device__ Found radix_search(SearchMemory* memory, u64 target, Visit visit) {
     __syncthreads();
     if (threadIdx.x < 32) {
       auto count = [&](int i) { return u64(memory->count[i]); };
-      auto weight = [&](int i) { return memory->weight[i]; };
+      auto weight = [&](int i) { return weights[i]; };
       const u64 rest = target - (kMeasure == Measure::kCount ? u64(found.count_less) : found.weight_less);
       const Place place = kMeasure == Measure::kCount ? warp_find(kDigits, rest, count)
                                                       : warp_find(kDigits, rest, weight);

@@ -61,7 +61,7 @@ __device__ __forceinline__ float adjusted_logit(const Adjustments& a, const uint
 
 // Grid (splits, rows), `warps` warps a block.
 template <class T>
-__global__ void __launch_bounds__(512) survey_kernel(Rows p, Division d, Workspace w) {
+__global__ void __launch_bounds__(512, 2) survey_kernel(Rows p, Division d, Workspace w) {
   DYNAMIC_SMEM(memory);
   SliceMaximum* const of_warps = reinterpret_cast<SliceMaximum*>(memory);
   uint32_t* const biased = reinterpret_cast<uint32_t*>(of_warps + d.warps);
@@ -89,16 +89,22 @@ __global__ void __launch_bounds__(512) survey_kernel(Rows p, Division d, Workspa
   const bool adjusts = a.any();
   const RowReader<T> reader(p, nullptr, row);
   SliceMaximum own = kNothing;
-  for (int segment = begin + warp_index(); segment < end; segment += d.warps)
-    visit_tokens(reader, segment, [&](int index, float value) {
-      own.unusable |= !(value < INFINITY);  // NaN too
-      if (adjusts) {
-        value = adjusted_logit(a, biased, begin_token, p.bias_length, index, value);
-        own.unusable |= !(value < INFINITY);
-        w.adjusted[int64_t(row) * p.vocab + index] = value;
-      }
-      if (value > own.value) own.value = value, own.index = index;
+  auto take = [&](int index, float value) {
+    own.unusable |= !(value < INFINITY);  // NaN too
+    if (value > own.value) own.value = value, own.index = index;
+  };
+  for (int segment = begin + warp_index(); segment < end; segment += d.warps) {
+    if (!adjusts) {
+      visit_tokens<4>(reader, segment, take);
+      continue;
+    }
+    visit_tokens<1>(reader, segment, [&](int index, float value) {
+      own.unusable |= !(value < INFINITY);
+      value = adjusted_logit(a, biased, begin_token, p.bias_length, index, value);
+      w.adjusted[int64_t(row) * p.vocab + index] = value;
+      take(index, value);
     });
+  }
 
   float group = own.value;
   for (int apart = 1; apart < d.group_lanes; apart <<= 1)

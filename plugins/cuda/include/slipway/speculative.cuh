@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(1024) accept_kernel(Rows p, Division d, Worksp
     while (true) {
       for (int segment = warp_index(); segment < d.segments; segment += warp_count()) {
         u64 weight = 0;
-        visit_tokens(reader, segment, [&](int index, float value) { weight += weight_at(index, value); });
+        visit_tokens<1>(reader, segment, [&](int index, float value) { weight += weight_at(index, value); });
         weight = warp_sum(weight);
         if (lane_index() == 0) segment_sum[segment] = weight;
       }
