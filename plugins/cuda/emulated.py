@@ -46,7 +46,10 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Build:
-    """A way to compile the sources: whose operators (None: all), for which sanitizer, from which folder."""
+    """A way to compile the sources: whose operators (None: all), for which sanitizer, from which folder.
+
+    flags come after those of the flavour. left_out: units that are not compiled; a call of theirs ends the process.
+    """
 
     flavour: str = "plain"
     operators: tuple[str, ...] | None = None
@@ -54,6 +57,7 @@ class Build:
     defines: tuple[str, ...] = ()
     cache: Path = BUILD
     flags: tuple[str, ...] = field(default=FLAGS)
+    left_out: tuple[str, ...] = ()
 
     def runner(self) -> Path:
         """Compiles the program that runs files of cases. Raises SlipwayError with the compiler's words."""
@@ -63,8 +67,15 @@ class Build:
         """Compiles a shared library with the C interface of the kernels, emulated. Only for flavour plain."""
         return self._linked("libslipway_emulated.so", [], ("-shared", "-Wl,-Bsymbolic"))
 
+    def program(self, source: Path) -> Path:
+        """Compiles a program from one source of its own, which may use the kernels' headers and the emulator."""
+        return self._linked(source.stem, [source], ())
+
     def _linked(self, name: str, more: Sequence[Path], flags: Sequence[str]) -> Path:
         units = all_units(self.folder) if self.operators is None else units_of(self.operators, self.folder)
+        units = [unit for unit in units if unit.name not in self.left_out]
+        if self.left_out:
+            flags = (*flags, "-Wl,--unresolved-symbols=ignore-all")
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             objects = list(pool.map(self._object, [*units, *more]))
         stems = "-".join(path.stem for path in objects)
@@ -79,7 +90,7 @@ class Build:
 
     def _object(self, unit: Path) -> Path:
         compiler = find_compiler()
-        flags = [*self.flags, *FLAVOURS[self.flavour], *(f"-D{name}" for name in self.defines)]
+        flags = [*FLAVOURS[self.flavour], *self.flags, *(f"-D{name}" for name in self.defines)]
         folders = include_folders(self.folder)
         target = self.cache / self.flavour / f"{unit.stem}-{unit_hash(unit, folders, (flags, compiler))}.o"
         if not target.is_file():
@@ -113,8 +124,11 @@ def run(
     seed: int = 1,
     compute_capability: int = 80,
     timeout: float = 600.0,
+    described_by: Build | None = None,
 ) -> list[Outcome]:
     """Runs cases on the emulated device, in one process. `seed` decides the order in which threads run.
+
+    described_by: the build that is asked for the operators' descriptions, if it is another.
 
     When the process ends early (a sanitizer's report, a deadlock under tsan), the case it was in and those after it get
     code -1 and the end of what it said.
@@ -122,7 +136,7 @@ def run(
     if not cases:
         return []
     runner = build.runner()
-    descriptions = {case.operator: _description(case.operator, build) for case in cases}
+    descriptions = {case.operator: _description(case.operator, described_by or build) for case in cases}
     with tempfile.TemporaryDirectory() as scratch:
         given, results = Path(scratch) / "cases", Path(scratch) / "results"
         given.write_bytes(
@@ -239,11 +253,17 @@ def _decoded(cases: Sequence[Case], descriptions: dict[str, Description], data: 
 
 
 def check(
-    cases: Iterable[Case], build: Build, *, seed: int = 1, compute_capability: int = 80
+    cases: Iterable[Case],
+    build: Build,
+    *,
+    seed: int = 1,
+    compute_capability: int = 80,
+    timeout: float = 600.0,
+    described_by: Build | None = None,
 ) -> dict[str, list[str]]:
     """Runs cases and compares. Returns what is wrong, by the name of the case; empty when all is right.
 
-    Cases for devices of a higher compute capability run on an emulated one of theirs.
+    Cases for devices of a higher compute capability run on an emulated one of theirs. The rest: see `run`.
     """
     listed = list(cases)
     if len({case.name for case in listed}) < len(listed):
@@ -253,7 +273,14 @@ def check(
         devices.setdefault(max(compute_capability, case.least_compute_capability), []).append(case)
     found = {}
     for capability, group in devices.items():
-        outcomes = run(group, build, seed=seed, compute_capability=capability)
+        outcomes = run(
+            group,
+            build,
+            seed=seed,
+            compute_capability=capability,
+            timeout=timeout,
+            described_by=described_by,
+        )
         found.update(
             {case.name: faults(case, outcome) for case, outcome in zip(group, outcomes, strict=True)}
         )
