@@ -14,7 +14,7 @@ PIP     := -m pip install -q --disable-pip-version-check --no-deps
 PYTEST  := OMP_NUM_THREADS=1 $(COMPILE)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types unit runtime-tests engine serve plugins gpu-check environments train-demo lock clean
+.PHONY: help demo test test-wide lint types unit runtime-tests engine serve plugins gpu-check environments train-demo lock clean
 
 help:
 	@echo "make demo                      two environments, two engines, a real server, a streamed completion"
@@ -79,7 +79,10 @@ runtime-tests: .venv-serve/ready
 	@$(SERVE)/python -m pytest -q tests/runtime
 
 unit: environments
-	@$(PYTEST) -n 2 --dist loadgroup
+	@$(PYTEST) -n 2 --dist loadgroup -m "not wide"
+
+test-wide: environments
+	@$(PYTEST) -n 2 --dist load -m wide
 
 # An hour and a half on one core, resumable; needs npm, apt-get and dpkg-deb for the text.
 train-demo: .venv/ready

@@ -172,8 +172,20 @@ SWIGLU = OperatorSchema(
     attributes=(),
 )
 
+EXPERT_LINEAR = OperatorSchema(
+    name="ExpertLinear",
+    meaning="Row r of the output is row r of the input times the matrix of expert expert_ids[r] (mixture of experts).",
+    inputs=(
+        Parameter("input", "T", "[rows, in]", "a row for each pair of a token and an expert of its"),
+        Parameter("weight", "T", "[experts, out, in]", "matrices; [experts, in, out] with transposed"),
+        Parameter("expert_ids", "Int", "[rows]", "0 to experts - 1"),
+    ),
+    outputs=(Parameter("output", "T", "[rows, out]", "the products"),),
+    attributes=(Attribute("transposed", "int", 0, "1: the matrices lie as [in, out]"),),
+)
+
 OPERATORS: Mapping[str, OperatorSchema] = {
-    schema.name: schema for schema in (PAGED_ATTENTION, SKIP_RMS_NORMALIZATION, SWIGLU)
+    schema.name: schema for schema in (PAGED_ATTENTION, SKIP_RMS_NORMALIZATION, SWIGLU, EXPERT_LINEAR)
 }
 
 

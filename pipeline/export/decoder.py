@@ -17,6 +17,7 @@ from model_repo.runtime.contract import (
 
 from .attention import UnsupportedModel
 from .example import example_step
+from .experts import prepare_experts
 from .exported import ExportedGraph
 from .packed import PackedDecoder
 from .packing import check_packing
@@ -35,7 +36,7 @@ def export_decoder(model: PreTrainedModel, max_length: int, opset: int) -> Expor
     depend on the length are frozen. Weights of the graph are the model's own memory. Raises UnsupportedModel
     when the packed graph cannot express the model.
     """
-    _refuse_experts(model)
+    prepare_experts(model)
     layers = probe(model)
     freeze_rotary(model, max_length)
     check_packing(model)
@@ -53,15 +54,6 @@ def export_decoder(model: PreTrainedModel, max_length: int, opset: int) -> Expor
     tidy(graph, model)
     _check_contract(graph, inputs, outputs, type(model).__name__)
     return ExportedGraph(graph, kv, features=(), max_length=max_length)
-
-
-def _refuse_experts(model: PreTrainedModel) -> None:
-    """Raises UnsupportedModel for mixtures of experts, whose routing depends on values."""
-    if model._can_set_experts_implementation():
-        raise UnsupportedModel(
-            f"{type(model).__name__} is a mixture of experts, which is not supported yet; decoders whose "
-            "feed-forward layers are dense are"
-        )
 
 
 def _outputs(num_layers: int) -> list[str]:

@@ -9,8 +9,9 @@ import onnx_ir as ir
 import torch
 from onnxscript import opset18 as op  # the exporter translates at 18 and converts to the opset asked for
 
+import plugins.expert_ops  # registers torch.ops.slipway.expert_linear
 import plugins.ops  # noqa: F401  registers torch.ops.slipway.paged_attention
-from plugins.schemas import PAGED_ATTENTION, onnxscript_op
+from plugins.schemas import EXPERT_LINEAR, PAGED_ATTENTION, onnxscript_op
 
 Value = Any
 """A symbolic tensor of onnxscript's tracing; its interface is not typed."""
@@ -18,7 +19,10 @@ Value = Any
 
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     """For `torch.onnx.export(custom_translation_table=...)`."""
-    return {torch.ops.slipway.paged_attention.default: _paged_attention}
+    return {
+        torch.ops.slipway.paged_attention.default: _paged_attention,
+        torch.ops.slipway.expert_linear.default: _expert_linear,
+    }
 
 
 def _paged_attention(
@@ -66,6 +70,13 @@ def _paged_attention(
     # The exporter knows no shape function of the operator; what it does not know, later stages cannot use.
     rows.dtype, rows.shape = query.dtype, ir.Shape([query.shape[0], heads * value_dim])
     return _reshape(rows, [0, heads, value_dim]), key_pool, value_pool
+
+
+def _expert_linear(rows: Value, weight: Value, expert_ids: Value, transposed: bool) -> Value:
+    result = onnxscript_op(EXPERT_LINEAR)(rows, weight, expert_ids, transposed=int(transposed))
+    result.dtype = rows.dtype
+    result.shape = ir.Shape([rows.shape[0], weight.shape[2 if transposed else 1]])
+    return result
 
 
 def _reshape(value: Value, sizes: list[int]) -> Value:

@@ -168,11 +168,6 @@ def test_models_without_the_attention_interface_are_refused() -> None:
         probe(model)
 
 
-def test_mixtures_of_experts_are_refused() -> None:
-    with pytest.raises(UnsupportedModel, match="MixtralForCausalLM is a mixture of experts"):
-        export_decoder(_build("MixtralConfig", "MixtralForCausalLM", **SIZES), 64, opset=24)
-
-
 def test_what_torch_cannot_export_is_refused_with_its_reason() -> None:
     model = tiny_llama()
     model.model.layers[0].mlp = _DependsOnValues()

@@ -5,6 +5,16 @@
 
 namespace slipway::cpu {
 
+// Rows of `input` [rows, in] times the matrices of `weight` [experts, out, in] (transposed: [experts, in, out]) give
+// rows of `output` [rows, out].
+struct ExpertLinear {
+  const float* input;
+  const float* weight;
+  float* output;
+  int64_t in, out;
+  bool transposed;
+};
+
 // Every function works on raw pointers, allocates at most thread-local scratch and throws nothing.
 struct Kernels {
   const char* name;
@@ -22,6 +32,10 @@ struct Kernels {
 
   // One row of `size` gates followed by `size` ups: output = silu(gate) * up.
   void (*swiglu_row)(const float* gate_up, int64_t size, float* output);
+
+  // Outputs [first, last) of the rows that go to one expert.
+  void (*expert_linear)(const ExpertLinear& call, int expert, const int32_t* rows, int n_rows, int64_t first,
+                        int64_t last);
 };
 
 // Null where the compiler had no such instruction set to offer (another processor family).

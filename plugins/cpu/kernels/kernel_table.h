@@ -2,6 +2,7 @@
 #pragma once
 
 #include "elementwise.h"
+#include "expert_linear.h"
 #include "kernels.h"
 #include "prefill.h"
 #include "prepare.h"
@@ -37,7 +38,7 @@ struct KernelsOf {
   }
 
   static constexpr Kernels table(const char* name) {
-    return {name, prepare, attend, skip_rms_row<S>, swiglu_row<S>};
+    return {name, prepare, attend, skip_rms_row<S>, swiglu_row<S>, expert_linear<S>};
   }
 };
 

@@ -82,6 +82,16 @@ struct SwigluNode {
   void run(const Call& call) const { run_swiglu(call); }
 };
 
+struct ExpertLinearNode {
+  static constexpr const char* kName = "ExpertLinear";
+  const Api& api;
+  bool transposed;
+
+  ExpertLinearNode(const Api& table, const KernelInfo* info)
+      : api(table), transposed(attribute(table, info, "transposed", int64_t(0)) != 0) {}
+  void run(const Call& call) const { run_expert_linear(transposed, call); }
+};
+
 // Types and optionality of a node's inputs and outputs.
 struct Signature {
   size_t inputs, outputs;
@@ -153,6 +163,7 @@ Domain* make_domain(const Api& api) {
       make_operator<SkipRmsNormalizationNode>(
           {3, 2, {kFloat, kFloat, kFloat}, {kFloat, kFloat}, 0, bits(1, 1)}),
       make_operator<SwigluNode>({1, 1, {kFloat}, {kFloat}, 0, 0}),
+      make_operator<ExpertLinearNode>({3, 1, {kFloat, kFloat, kInt32}, {kFloat}, 0, 0}),
   };
   Domain* domain = nullptr;
   check(api.CreateCustomOpDomain()("slipway", &domain));

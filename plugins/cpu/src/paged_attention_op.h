@@ -21,5 +21,6 @@ struct PagedAttentionAttributes {
 void run_paged_attention(const PagedAttentionAttributes& attributes, const ort::Call& call);
 void run_skip_rms_normalization(float epsilon, const ort::Call& call);
 void run_swiglu(const ort::Call& call);
+void run_expert_linear(bool transposed, const ort::Call& call);
 
 }  // namespace slipway::cpu
