@@ -8,7 +8,8 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TEXT = {".py", ".md", ".toml", ".yaml", ".yml", ".cpp", ".h", ".hpp", ".sh", ".jinja", ".lock", ".txt", ""}
+CPP = {".cpp", ".h", ".hpp", ".cu", ".cuh"}
+TEXT = {".py", ".md", ".toml", ".yaml", ".yml", ".sh", ".jinja", ".lock", ".txt", "", *CPP}
 CORPORA = {"demo/heldout.txt", "demo/calibration.txt"}
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|work|Users)/[\w.]|[A-Z]:\\Users")
 """Folders of one machine; /usr, /tmp and the like are the same everywhere."""
@@ -55,6 +56,6 @@ def test_nothing_is_left_to_do_in_the_code() -> None:
     found = [
         path.relative_to(ROOT).as_posix()
         for path in tracked()
-        if path.suffix in {".py", ".cpp", ".h"} and marks.search(path.read_text(encoding="utf-8"))
+        if path.suffix in {".py", *CPP} and marks.search(path.read_text(encoding="utf-8"))
     ]
     assert found == []
