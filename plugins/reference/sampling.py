@@ -170,6 +170,28 @@ def distribution(values: Tensor, parameters: Parameters) -> Distribution:
     return Distribution(kept, weights_of(distances[kept]), distances)
 
 
+def margin(values: Tensor, parameters: Parameters, word: int) -> float:
+    """How near the choice was, as a share of the whole mass (min-p: as a distance).
+
+    Another implementation whose probabilities are within this chooses the same token. For adjusted logits [vocab]
+    float32 and word 0 of the row's random numbers; infinite for a greedy row.
+    """
+    if parameters.greedy:
+        return math.inf
+    gaps = [math.inf]
+    if parameters.min_p > 0:
+        distances = (values.max() - values) / torch.tensor(parameters.temperature)
+        gaps.append(float((distances + math.log(parameters.min_p)).abs().min()))
+    if parameters.top_p < 1:
+        whole = distribution(values, dataclasses.replace(parameters, top_p=1.0))
+        running = whole.weights[torch.argsort(whole.distances[whole.kept], stable=True)].cumsum(0).double()
+        gaps.append(float((running / whole.total - parameters.top_p).abs().min()))
+    given = distribution(values, parameters)
+    if len(given.kept) > 1:
+        gaps.append(float((given.weights.cumsum(0).double() / given.total - word * 2.0**-53).abs().min()))
+    return min(gaps)
+
+
 def nucleus_target(top_p: float, mass: int) -> int:
     """The running weight at which the likeliest tokens are enough."""
     return min(max(math.ceil(max(top_p, 0.0) * float(mass)), 1), mass)
