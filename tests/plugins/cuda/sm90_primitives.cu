@@ -1,0 +1,382 @@
+// Each wrapper of what only sm_90 has, in a kernel of its own, against its definition. Usage: sm90_primitives SEED
+// [NAME...]; prints a line a check, its name, a tab, and "ok" or what is wrong. Those whose names begin with "fault" plant
+// one, which must be seen.
+#include <cmath>
+#include <functional>
+#include <map>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "slipway/numeric.cuh"
+#include "slipway/ptx.cuh"
+#include "slipway/ptx_wgmma.cuh"
+#include "slipway/tensor_map.cuh"
+
+using slipway::e4m3;
+
+namespace {
+
+template <class T>
+std::vector<T> random_matrix(int rows, int columns, unsigned seed) {
+  std::mt19937 generator(seed);
+  std::normal_distribution<float> normal;
+  std::vector<T> m(size_t(rows * columns));
+  for (T& x : m) x = slipway::from_float<T>(normal(generator));
+  return m;
+}
+struct Wrong : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+void expect(bool condition, const std::string& words) {
+  if (!condition) throw Wrong(words);
+}
+
+// A map of a matrix in boxes of one span of the swizzle. make_tensor_map makes 128 bytes alone; the emulator's struct
+// takes any.
+template <class T>
+ptx::TensorMap map_of(const T* m, int rows, int columns, int box_rows, int box_columns, int swizzle) {
+  return {reinterpret_cast<unsigned char*>(const_cast<T*>(m)), 2, int(sizeof(T)), {uint64_t(columns), uint64_t(rows)},
+          {0, columns * sizeof(T)}, {uint32_t(box_columns), uint32_t(box_rows)}, swizzle};
+}
+
+// ---- wgmma -----------------------------------------------------------------------------------------------------------
+
+// d = A B + A B through TMA, with A of 64 x K and K-major. B: N x K ("K-major") or K x N; panels of `span` bytes.
+template <class T, int N, int K, bool TransposedB, bool AInRegisters, int Span>
+__global__ void product(const __grid_constant__ ptx::TensorMap a_map, const __grid_constant__ ptx::TensorMap b_map,
+                        const T* a, float* d) {
+  DYNAMIC_SMEM(shared);
+  constexpr int bytes = int(sizeof(T)), columns = Span / bytes;  // of a panel
+  constexpr int a_panel = 64 * Span, b_rows = TransposedB ? K : N, b_panel = b_rows * Span;
+  constexpr int a_panels = K / columns, b_panels = (TransposedB ? N : K) / columns;
+  constexpr ptx::Swizzle swizzle = Span == 128 ? ptx::Swizzle::k128 : Span == 64 ? ptx::Swizzle::k64 : ptx::Swizzle::k32;
+  unsigned char* const a_tile = shared;
+  unsigned char* const b_tile = shared + a_panels * a_panel;
+  uint64_t* const full = reinterpret_cast<uint64_t*>(b_tile + b_panels * b_panel);
+  if (threadIdx.x == 0) {
+    ptx::mbarrier_init(full, 1);
+    ptx::mbarrier_fence_init();
+    ptx::mbarrier_arrive_expect(full, a_panels * a_panel + b_panels * b_panel);
+    for (int i = 0; i < a_panels; i++) ptx::tensor_load(a_tile + i * a_panel, &a_map, full, i * columns, 0);
+    for (int i = 0; i < b_panels; i++) ptx::tensor_load(b_tile + i * b_panel, &b_map, full, i * columns, 0);
+  }
+  __syncthreads();
+  ptx::mbarrier_wait(full, 0);
+  const int lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane / 4;
+  const uint64_t a_at = ptx::matrix_descriptor(a_tile, 16, 8 * Span, swizzle);
+  const uint64_t b_at = ptx::matrix_descriptor(b_tile, TransposedB ? b_panel : 16, 8 * Span, swizzle);
+  constexpr int steps = K * bytes / 32, per_panel = Span / 32;
+  uint32_t fragments[steps][4];
+  for (int k = 0; k < steps; k++)
+    for (int i = 0; i < 4; i++) {
+      const T* from = a + (row + i % 2 * 8) * K + k * 32 / bytes + lane % 4 * (4 / bytes) + i / 2 * (16 / bytes);
+      uint32_t word = 0;
+      for (int j = 0; j < 4 / bytes; j++) {
+        T x = from[j];
+        uint16_t bits = 0;
+        std::memcpy(&bits, &x, sizeof x);
+        word |= uint32_t(bits) << 8 * bytes * j;
+      }
+      fragments[k][i] = word;
+    }
+  float sum[N / 8][4];
+  ptx::wgmma_fence();
+  for (int repeat = 0; repeat < 2; repeat++)
+    for (int k = 0; k < steps; k++) {
+      const uint64_t b_step = TransposedB ? ptx::advanced(b_at, k * 16 * Span)
+                                          : ptx::advanced(b_at, k / per_panel * b_panel + k % per_panel * 32);
+      if constexpr (AInRegisters)
+        ptx::wgmma<T, N, TransposedB>(sum, fragments[k], b_step, repeat + k > 0);
+      else
+        ptx::wgmma<T, N, TransposedB>(sum, ptx::advanced(a_at, k / per_panel * a_panel + k % per_panel * 32), b_step,
+                                      repeat + k > 0);
+    }
+  ptx::wgmma_commit();
+  ptx::wgmma_wait<0>();
+  ptx::hold_registers(sum);
+  for (int n = 0; n < N / 8; n++)
+    for (int i = 0; i < 4; i++) d[(row + i / 2 * 8) * N + n * 8 + lane % 4 * 2 + i % 2] = sum[n][i];
+}
+
+template <class T, int N, int K, bool TransposedB, bool AInRegisters, int Span>
+void check_product(unsigned seed) {
+  const auto a = random_matrix<T>(64, K, seed), b = random_matrix<T>(TransposedB ? K : N, TransposedB ? N : K, seed + 1);
+  std::vector<float> d(64 * N, NAN);
+  constexpr int columns = Span / int(sizeof(T));
+  const auto a_map = map_of(a.data(), 64, K, 64, columns, Span);
+  const auto b_map = TransposedB ? map_of(b.data(), K, N, K, columns, Span) : map_of(b.data(), N, K, N, columns, Span);
+  const size_t bytes = size_t(64 + N) * K * sizeof(T) + 8;
+  ptx::launch(product<T, N, K, TransposedB, AInRegisters, Span>, dim3(1), dim3(128), bytes, nullptr, a_map, b_map,
+              a.data(), d.data());
+  for (int i = 0; i < 64; i++)
+    for (int j = 0; j < N; j++) {
+      double want = 0;
+      for (int k = 0; k < K; k++)
+        want += 2. * double(slipway::to_float(a[size_t(i * K + k)])) *
+                double(slipway::to_float(b[size_t(TransposedB ? k * N + j : j * K + k)]));
+      expect(std::fabs(double(d[size_t(i * N + j)]) - want) < 1e-3 * K, "element " + std::to_string(i) + "," +
+                                                                            std::to_string(j) + " is " +
+                                                                            std::to_string(d[size_t(i * N + j)]) +
+                                                                            ", not " + std::to_string(want));
+    }
+}
+template <class T, int N, bool TransposedB>
+void check_products(unsigned seed) {
+  check_product<T, N, 128, TransposedB, false, 128>(seed);
+  check_product<T, N, 64 * (2 / int(sizeof(T))), TransposedB, true, 128>(seed + 1);
+}
+
+// ---- boxes of a tensor -------------------------------------------------------------------------------------------------
+
+enum StoreFault { kStored, kUnfenced, kUnwaited };
+
+// A box of 8 rows of 1 head of 64 columns, at any place, by TMA to shared memory, out to `seen` in order of the rows, and
+// back with 1 added.
+__global__ void box(const __grid_constant__ ptx::TensorMap map, int column, int head, int row, __half* seen,
+                    int store) {
+  DYNAMIC_SMEM(shared);
+  uint64_t* const full = reinterpret_cast<uint64_t*>(shared + 1024);
+  if (threadIdx.x == 0) {
+    ptx::mbarrier_init(full, 1);
+    ptx::mbarrier_fence_init();
+    ptx::mbarrier_arrive_expect(full, 1024);
+    ptx::tensor_load(shared, &map, full, column, head, row);
+  }
+  __syncthreads();
+  ptx::mbarrier_wait(full, 0);
+  __half* const tile = reinterpret_cast<__half*>(shared);
+  for (int i = threadIdx.x; i < 512; i += 32) {
+    const int at = i / 64 * 64 + ((i % 64 / 8) ^ (i / 64)) * 8 + i % 8;  // the 128-byte swizzle, by hand
+    seen[i] = tile[at];
+    tile[at] = slipway::from_float<__half>(slipway::to_float(seen[i]) + 1.f);
+  }
+  if (store != kUnfenced) ptx::fence_proxy_async();
+  __syncwarp();
+  if (threadIdx.x == 0) {
+    ptx::tensor_store(&map, shared, column, head, row);
+    ptx::bulk_commit();
+    if (store != kUnwaited) ptx::bulk_wait_read<0>();
+  }
+}
+void check_boxes(int store) {
+  constexpr int size = 72, heads = 3, tokens = 13, row_stride = 256;
+  for (int column : {0, 64, 128, -8})
+    for (int row : {0, 5, 10, 13, -3})
+      for (int head : {0, 2, 3}) {
+        const auto tensor = random_matrix<__half>(tokens, row_stride, 7);
+        auto changed = tensor;
+        std::vector<__half> seen(512);
+        ptx::TensorMap map;
+        expect(slipway::make_tensor_map<__half>(
+                   map, {changed.data(), {size, heads, tokens}, {80 * 2, row_stride * 2}, {64, 1, 8}}),
+               "no map");
+        ptx::launch(box, dim3(1), dim3(32), 1032, nullptr, map, column, head, row, seen.data(), store);
+        auto want = tensor;
+        for (int r = 0; r < 8; r++)
+          for (int c = 0; c < 64; c++) {
+            const int x = column + c, t = row + r;
+            const bool inside = x >= 0 && x < size && head < heads && t >= 0 && t < tokens;
+            const size_t at = inside ? size_t(t * row_stride + head * 80 + x) : 0;
+            const float value = inside ? slipway::to_float(tensor[at]) : 0.f;
+            expect(slipway::to_float(seen[size_t(r * 64 + c)]) == value, "a box reads something else");
+            if (inside) want[at] = slipway::from_float<__half>(value + 1.f);
+          }
+        expect(std::memcmp(want.data(), changed.data(), want.size() * 2) == 0, "a box writes something else");
+      }
+  ptx::TensorMap map;
+  const std::vector<__half> some(64);
+  expect(!slipway::make_tensor_map<__half>(map, {some.data(), {64, 1, 1}, {8, 16}, {64, 1, 8}}), "a stride of 8 bytes");
+  expect(!slipway::make_tensor_map<__half>(map, {some.data() + 4, {64, 1, 1}, {16, 16}, {64, 1, 8}}), "a base of 8");
+  expect(!slipway::make_tensor_map<__half>(map, {some.data(), {64, 1, 1}, {16, 16}, {64, 1, 257}}), "a box of 257");
+}
+
+// ---- a ring of two stages -----------------------------------------------------------------------------------------------
+
+enum Fault { kNone, kNeverFreed, kFreedEarly, kNotWaited, kWrongParity, kTooManyBytes, kTooFewBytes, kUninitialised,
+             kNotPublished };
+
+// One producer thread copies tiles; 96 consumers add them up. Tiles are read with an offset of one thread.
+__global__ void ring(const float* in, float* out, int tiles, int fault) {
+  DYNAMIC_SMEM(shared);
+  constexpr int tile = 96;
+  float* const stage = reinterpret_cast<float*>(shared);
+  uint64_t* const full = reinterpret_cast<uint64_t*>(stage + 2 * tile);
+  uint64_t* const empty = full + 2;
+  if (threadIdx.x == 0 && fault != kUninitialised) {
+    for (int s = 0; s < 2; s++) ptx::mbarrier_init(full + s, 1), ptx::mbarrier_init(empty + s, tile);
+    if (fault != kNotPublished) ptx::mbarrier_fence_init();
+  }
+  __syncthreads();
+  if (threadIdx.x >= tile) {
+    if (threadIdx.x != tile) return;
+    for (int i = 0; i < tiles; i++) {
+      ptx::mbarrier_wait(empty + i % 2, fault == kWrongParity ? i / 2 & 1 : (i / 2 & 1) ^ 1);
+      ptx::mbarrier_arrive_expect(full + i % 2, tile * 4 + (fault == kTooManyBytes ? 16 : fault == kTooFewBytes ? -16 : 0));
+      ptx::bulk_load(stage + i % 2 * tile, in + i * tile, tile * 4, full + i % 2);
+    }
+    return;
+  }
+  float sum = 0;
+  for (int i = 0; i < tiles; i++) {
+    if (fault != kNotWaited) ptx::mbarrier_wait(full + i % 2, i / 2 & 1);
+    if (fault == kFreedEarly) ptx::mbarrier_arrive(empty + i % 2);
+    sum += stage[i % 2 * tile + (threadIdx.x + 1) % tile];
+    if (fault != kFreedEarly && fault != kNeverFreed) ptx::mbarrier_arrive(empty + i % 2);
+  }
+  out[threadIdx.x] = sum;
+}
+void check_ring(int fault) {
+  constexpr int tiles = 9, tile = 96;
+  std::vector<float> in(tiles * tile), out(tile, NAN);
+  for (size_t i = 0; i < in.size(); i++) in[i] = float(i % 101);
+  ptx::launch(ring, dim3(1), dim3(128), 2 * tile * 4 + 32, nullptr, in.data(), out.data(), tiles, fault);
+  for (int t = 0; t < tile; t++) {
+    float want = 0;
+    for (int i = 0; i < tiles; i++) want += in[size_t(i * tile + (t + 1) % tile)];
+    expect(out[size_t(t)] == want, "a sum is wrong");
+  }
+}
+
+// ---- named barriers: two warps take turns, a third hands in -----------------------------------------------------------------
+
+__global__ void turns(int* order, int rounds, bool forget) {
+  DYNAMIC_SMEM(shared);
+  int* const count = reinterpret_cast<int*>(shared);
+  const int warp = threadIdx.x / 32;
+  if (threadIdx.x == 0) *count = 0;
+  __syncthreads();
+  if (warp == 1) ptx::named_barrier_arrive(1, 64);  // the first turn is warp 0's
+  for (int i = 0; i < rounds; i++) {
+    ptx::named_barrier_wait(1 + warp, 64);
+    if (threadIdx.x % 32 == 0) order[(*count)++] = warp;
+    __syncwarp();
+    if (!forget || i < rounds - 1 || warp == 0) ptx::named_barrier_arrive(2 - warp, 64);
+  }
+  if (warp == 0) ptx::named_barrier_wait(1, 64);
+}
+void check_turns(bool forget) {
+  std::vector<int> order(12, -1);
+  ptx::launch(turns, dim3(1), dim3(64), 16, nullptr, order.data(), 6, forget);
+  for (int i = 0; i < 12; i++) expect(order[size_t(i)] == i % 2, "turn " + std::to_string(i));
+}
+
+__global__ void elections(int* out) {
+  const bool first = ptx::elect_one(), second = ptx::elect_one();
+  if (first) atomicAdd(out, 1);
+  if (first != second) atomicAdd(out + 1, 1);
+}
+void check_elections() {
+  int out[2] = {0, 0};
+  ptx::launch(elections, dim3(2), dim3(96), 16, nullptr, &out[0]);
+  expect(out[0] == 6 && out[1] == 0, "not one lane a warp, or not the same one");
+}
+
+// ---- what goes wrong around one product --------------------------------------------------------------------------------------
+
+enum Misuse { kRight, kNoFence, kNoProxyFence, kReadEarly, kWriteEarly, kOverwritten, kNotCommitted, kNoWait,
+              kOtherDescriptor, kWrongStart, kARewritten, kHalfTheRegisters, kTooManyRegisters, kHalfABarrier };
+
+__global__ void misuse(float* d, int how) {
+  DYNAMIC_SMEM(shared);
+  __half* const tile = reinterpret_cast<__half*>(shared);  // A and B: 64 rows of 64, all 1
+  for (int i = threadIdx.x; i < 64 * 64; i += 128) tile[i] = slipway::from_float<__half>(1.f);
+  if (how != kNoProxyFence) ptx::fence_proxy_async();
+  __syncthreads();
+  if (how == kTooManyRegisters) ptx::registers_increase<256>();
+  if (how == kHalfABarrier && threadIdx.x < 64) ptx::named_barrier_arrive(3, 128);
+  if (how == kHalfTheRegisters && threadIdx.x < 64) ptx::registers_increase<160>();
+  float sum[8][4], early = 0;
+  uint32_t a[4] = {0x3c003c00, 0x3c003c00, 0x3c003c00, 0x3c003c00};
+  const uint64_t b = ptx::matrix_descriptor(shared + (how == kWrongStart ? 32 * 1024 : 0), 16, 1024, ptx::Swizzle::k128);
+  if (how != kNoFence) ptx::wgmma_fence();
+  for (int k = 0; k < 4; k++)
+    ptx::wgmma<__half, 64, false>(sum, a, ptx::advanced(b, 32 * (how == kOtherDescriptor && threadIdx.x == 77 ? 0 : k)),
+                                  k > 0);
+  if (how != kNotCommitted) ptx::wgmma_commit();
+  if (how == kReadEarly) early = sum[0][0];
+  if (how == kWriteEarly) sum[3][2] = 0;
+  if (how == kARewritten) a[1] = 0;
+  if (how == kOverwritten) tile[threadIdx.x] = slipway::from_float<__half>(2.f), ptx::fence_proxy_async();
+  if (how != kNoWait) ptx::wgmma_wait<0>();
+  ptx::hold_registers(sum);
+  for (int n = 0; n < 8; n++)
+    for (int i = 0; i < 4; i++) d[(threadIdx.x % 128 * 8 + n) * 4 + i] = sum[n][i] + 0 * early;
+}
+void check_misuse(int how) {
+  std::vector<float> d(128 * 32, NAN);
+  ptx::launch(misuse, dim3(1), dim3(how == kTooManyRegisters ? 384 : 128), 64 * 128, nullptr, d.data(), how);
+  for (float x : d) expect(x == 64.f, "a product is wrong");
+}
+
+const std::map<std::string, std::function<void(unsigned)>>& checks() {
+  static const std::map<std::string, std::function<void(unsigned)>> all = {
+      {"wgmma half 64", check_products<__half, 64, false>},
+      {"wgmma half 64 transposed", check_products<__half, 64, true>},
+      {"wgmma bfloat16 80", check_products<__nv_bfloat16, 80, false>},
+      {"wgmma half 128", check_products<__half, 128, false>},
+      {"wgmma bfloat16 128 transposed", check_products<__nv_bfloat16, 128, true>},
+      {"wgmma half 256 transposed", check_products<__half, 256, true>},
+      {"wgmma e4m3 64", check_products<e4m3, 64, false>},
+      {"wgmma e4m3 128", check_products<e4m3, 128, false>},
+      {"wgmma e4m3 256", check_products<e4m3, 256, false>},
+      {"wgmma 64-byte swizzle", [](unsigned s) {
+         check_product<__half, 64, 64, false, false, 64>(s), check_product<__half, 64, 64, true, true, 64>(s);
+         check_product<e4m3, 128, 64, false, false, 64>(s);
+       }},
+      {"wgmma 32-byte swizzle", [](unsigned s) {
+         check_product<__half, 64, 64, false, false, 32>(s), check_product<__half, 64, 64, true, true, 32>(s);
+       }},
+      {"tensor boxes", [](unsigned) { check_boxes(kStored); }},
+      {"fault bulk store: no proxy fence", [](unsigned) { check_boxes(kUnfenced); }},
+      {"fault bulk store: not waited for", [](unsigned) { check_boxes(kUnwaited); }},
+      {"named barriers", [](unsigned) { check_turns(false); }},
+      {"elect", [](unsigned) { check_elections(); }},
+      {"mbarrier ring", [](unsigned) { check_ring(kNone); }},
+      {"wgmma order", [](unsigned) { check_misuse(kRight); }},
+      {"fault ring: never freed", [](unsigned) { check_ring(kNeverFreed); }},
+      {"fault ring: freed early", [](unsigned) { check_ring(kFreedEarly); }},
+      {"fault ring: not waited for", [](unsigned) { check_ring(kNotWaited); }},
+      {"fault ring: wrong parity", [](unsigned) { check_ring(kWrongParity); }},
+      {"fault ring: too many bytes", [](unsigned) { check_ring(kTooManyBytes); }},
+      {"fault ring: too few bytes", [](unsigned) { check_ring(kTooFewBytes); }},
+      {"fault ring: uninitialised", [](unsigned) { check_ring(kUninitialised); }},
+      {"fault ring: not published", [](unsigned) { check_ring(kNotPublished); }},
+      {"fault turns: one is forgotten", [](unsigned) { check_turns(true); }},
+      {"fault wgmma: no fence", [](unsigned) { check_misuse(kNoFence); }},
+      {"fault wgmma: no proxy fence", [](unsigned) { check_misuse(kNoProxyFence); }},
+      {"fault wgmma: read early", [](unsigned) { check_misuse(kReadEarly); }},
+      {"fault wgmma: written early", [](unsigned) { check_misuse(kWriteEarly); }},
+      {"fault wgmma: operand overwritten", [](unsigned) { check_misuse(kOverwritten); }},
+      {"fault wgmma: not committed", [](unsigned) { check_misuse(kNotCommitted); }},
+      {"fault wgmma: not waited for", [](unsigned) { check_misuse(kNoWait); }},
+      {"fault wgmma: threads differ", [](unsigned) { check_misuse(kOtherDescriptor); }},
+      {"fault wgmma: beyond shared memory", [](unsigned) { check_misuse(kWrongStart); }},
+      {"fault wgmma: A rewritten", [](unsigned) { check_misuse(kARewritten); }},
+      {"fault setmaxnreg: half a warpgroup", [](unsigned) { check_misuse(kHalfTheRegisters); }},
+      {"fault setmaxnreg: too many registers", [](unsigned) { check_misuse(kTooManyRegisters); }},
+      {"fault named barrier: left half full", [](unsigned) { check_misuse(kHalfABarrier); }},
+  };
+  return all;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const unsigned seed = argc > 1 ? unsigned(std::atoi(argv[1])) : 1;
+  emu::machine.seed = seed;
+  for (const auto& check : checks()) {
+    bool asked = argc <= 2;
+    for (int i = 2; i < argc; i++) asked = asked || check.first == argv[i];
+    if (!asked) continue;
+    std::string words = "ok";
+    try {
+      check.second(seed);
+    } catch (const std::exception& error) {
+      words = error.what();
+    }
+    std::printf("%s\t%s\n", check.first.c_str(), words.substr(0, words.find('\n')).c_str());
+    std::fflush(stdout);
+  }
+  return 0;
+}
