@@ -61,7 +61,7 @@ FORK = ((0, 9), (0, 10), (3, 11))
 
 SETUPS = (
     Setup("fork", FORK, thread_blocks=0),
-    Setup("skipped pairs", ((-1, 9), (0, -1), (2, 8), (-1, -1), (-7, -7), (1, 10))),
+    Setup("skipped pairs", ((-1, 9), (4, 9), (0, -1), (5, -1), (2, 8), (-1, -1), (-7, -7), (1, 10))),
     Setup("nothing", ()),
     Setup("one pool", FORK, pools=1, block_bytes=16),
     Setup("strided", FORK, pools=3, gap=32),
@@ -69,7 +69,7 @@ SETUPS = (
     Setup("swap in, the same numbers on both sides", ((5, 6), (6, 5), (4, 4)), apart=True, gap=16),
     Setup("chain: what is read is not written", ((0, 1), (1, 2), (2, 3), (7, 8))),
     Setup("exchange", ((0, 1), (1, 0), (4, 5))),
-    Setup("to itself", ((3, 3), (3, 4), (5, 5))),
+    Setup("to itself", ((3, 3), (3, 4), (5, 5), (6, 5))),
     Setup("two to one", ((0, 4), (1, 4), (2, 5)), apart=True),
     Setup("the same pair twice", ((0, 4), (0, 4), (2, 5))),
     Setup("out of range", ((12, 4), (0, 12), (2, 5), (1 << 30, 1), (0, 1 << 30))),

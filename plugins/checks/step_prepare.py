@@ -99,7 +99,7 @@ def states() -> Call:
         Row(run, 5, 1, 77, [9]),  # may have no more
         Row(run, 5, 9, 77, [9], [40, 105]),  # stops
         Row(run, 5, 1, 77, [9], [107]),  # stops with its last token
-        Row(run, 0, 3, 77, [11], [5]),
+        Row(run, 0, 3, 77, [0], [5]),
         Row(wait, 17, 4, 31, [-1, 12]),  # joins; its window has left the first block
         Row(wait, 16, 4, 32, [13]),  # still lacks a block
         Row(Status.STOPPED, 7, 3, 33, [14]),
@@ -109,6 +109,27 @@ def states() -> Call:
     sampled = [[100 + i] if row.status is run else None for i, row in enumerate(rows)]
     sampled[6], sampled[7] = [105], [107]
     return Call(rows, sampled, tokens=24, stops=2)
+
+
+def speculative() -> Call:
+    """Accepted drafts meet a stop token, the limit or neither; new ones meet the limit, the end of the blocks, of the
+    table, or of the drafts."""
+    run = Status.RUNNING
+    rows = [
+        Row(run, 12, 9, 77, [4, 0]),  # three tokens, then drafts over a border of blocks
+        Row(run, 12, 9, 77, [5, 6], [50]),  # the second of three is a stop token
+        Row(run, 12, 2, 77, [7, 8]),  # may have two of the three
+        Row(run, 12, 9, 77, [9]),  # one draft has a slot
+        Row(run, 28, 9, 77, [1, 10]),  # the same at the table's end
+        Row(run, 12, 5, 77, [11, 12]),  # one draft may be needed
+        Row(run, 12, 9, 77, [13, 14]),  # the second draft is none
+        Row(run, 13, 9, 77, [15]),  # no slot at all
+        Row(Status.WAITING, 12, 9, 31, [16, 17]),  # joins, with drafts
+    ]
+    sampled: list[list[int] | None] = [[40 + i, 50, 60 + i] for i in range(8)]
+    drafts = [[80 + i, 90 + i, 100 + i] for i in range(9)]
+    drafts[6] = drafts[6][:1]
+    return Call(rows, [*sampled, None], drafts, 4, 3, 2, stops=1, speculative=True)
 
 
 def some(seed: int, batch: int, drafts: int, block_size: int, max_blocks: int, tokens: int = 0) -> Call:
@@ -153,6 +174,7 @@ def cases(scale: Scale, seed: int) -> Iterator[Case]:
     yield case_of(
         "a draft where none may be", Call([Row(Status.WAITING, 7, 1, 3, [2])], [None], [[9, 9]], 1, 2)
     )
+    yield case_of("speculation", speculative())
     yield case_of("drafts 3", some(seed, 9, 3, 16, 5))
     yield case_of("batch 33", some(seed + 1, 33, 0, 32, 3, 40))
     yield case_of("batch 257", some(seed + 2, 257, 0, 16, 4))  # one more than the threads
