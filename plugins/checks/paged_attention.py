@@ -423,12 +423,12 @@ def refused(random: torch.Generator) -> Iterator[Case]:
         "without slot_mapping": {"slot_mapping": None},
         "given together": {"value": None},
         "query has 120 columns": {"query": good.tensors["query"][:, :120].contiguous()},
-        "stride 130": {"query": torch.cat([good.tensors["query"], good.tensors["query"][:, :2]], 1)[:, :128]},
+        "stride 260": {"query": torch.cat([good.tensors["query"], good.tensors["query"][:, :4]], 1)[:, :256]},
         "block_size is 24": {
             name: torch.zeros((4, 24, 2, 64), dtype=HALF) for name in ("key_cache", "value_cache")
         },
         "head_dim is 260": {
-            "key_cache": torch.zeros((4, 16, 2, 260), dtype=HALF),
+            "key_cache": torch.zeros((6, 16, 2, 260), dtype=HALF),
             "query": torch.zeros((4, 1040), dtype=HALF),
             "key": torch.zeros((4, 520), dtype=HALF),
         },

@@ -14,9 +14,11 @@ void launch_attention_plan(const AttentionPlanParams& p, void* stream) {
   require((p.prefix_leader == nullptr) == (p.prefix_lens == nullptr),
           "prefix_leader and prefix_lens must be given together");
   // Numbers of units are ints, and so is the last of them.
-  require(AttentionPlanLayout(l).items <= INT32_MAX / l.kv_heads && AttentionPlanLayout(l).slots <= INT32_MAX,
+  const AttentionPlanLayout layout(l);
+  require(layout.items <= INT32_MAX / l.kv_heads && layout.slots <= INT32_MAX,
           "the plan of such a step has too many items");
-  ptx::launch(attention_plan_kernel, dim3(1), dim3(kPlanThreads), attention_plan_smem(l.batch), stream, p);
+  ptx::launch(attention_plan_kernel, dim3(1), dim3(kPlanThreads), attention_plan_smem(l.batch), stream, p,
+              AttentionPlan(p.metadata, layout), int(layout.slots));
 }
 
 namespace {

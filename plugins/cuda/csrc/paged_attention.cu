@@ -154,8 +154,9 @@ PagedAttentionParams params_of(const Arguments& a, const Workspace& w) {
   p.mask.softcap = float(a.attribute("softcap"));
   p.mask.alibi_slopes = a.data<const float>("alibi_slopes");
   p.output = a.data("output"), p.log_sum_exp = a.data<float>("log_sum_exp");
-  p.metadata = a.has("attention_metadata") ? a.data<int>("attention_metadata") : w.metadata;
   p.limits = limits_of(a);
+  p.plan = AttentionPlan(a.has("attention_metadata") ? a.data<int>("attention_metadata") : w.metadata,
+                         AttentionPlanLayout(p.limits));
   p.partial_output = w.partial_output, p.partial_state = w.partial_state;
   p.num_blocks = int(a.dim("num_blocks")), p.max_blocks = int(a.dim("max_blocks"));
   while ((int64_t(1) << p.block_shift) < a.dim("block_size")) p.block_shift++;
@@ -176,7 +177,7 @@ void run(const Arguments& a, void* workspace, void* stream) {
   const PagedAttentionParams p = params_of(a, parts);
   if (!a.has("attention_metadata"))
     launch_attention_plan({p.cu_seqlens, p.past_lens, a.data<const int>("prefix_leader"),
-                           a.data<const int>("prefix_lens"), p.metadata, p.limits},
+                           a.data<const int>("prefix_lens"), parts.metadata, p.limits},
                           stream);
   dispatch_half(a.type("T"), [&](auto tag) {
     using T = typename decltype(tag)::type;

@@ -77,10 +77,10 @@ struct AttentionPlanLayout {
   int64_t items;        // of both kinds
   int64_t sequences_at, items_at, token_sequence_at, merged_at, shared_tokens_at, worker_begin_at, ints;
 
-  __host__ __device__ static constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-  __host__ __device__ static constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+  static constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+  static constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-  __host__ __device__ explicit constexpr AttentionPlanLayout(const AttentionLimits& l)
+  explicit constexpr AttentionPlanLayout(const AttentionLimits& l)
       : slots(0), split_tokens(0), items(0), sequences_at(kPlanHeaderInts), items_at(0), token_sequence_at(0),
         merged_at(0), shared_tokens_at(0), worker_begin_at(0), ints(0) {
     const int64_t group = l.heads / l.kv_heads, split = least(l.max_split_tokens, l.tokens);
@@ -110,22 +110,20 @@ struct AttentionPlanLayout {
 //   worker_begin    [2][workers + 1] first unit of each worker, of either kind; unit u is item u / kv_heads of its
 //                   kind and key head u % kv_heads
 struct AttentionPlan {
-  int* base;
-  AttentionPlanLayout layout;
+  int* header;
+  AttentionSequence* sequences;
+  AttentionItem* items;
+  int *token_sequence, *merged, *shared_tokens, *worker_begin;
 
-  __host__ __device__ AttentionPlan(int* metadata, const AttentionLimits& limits)
-      : base(metadata), layout(limits) {}
-  __host__ __device__ int* header() const { return base; }
-  __host__ __device__ AttentionSequence* sequences() const {
-    return reinterpret_cast<AttentionSequence*>(base + layout.sequences_at);
-  }
-  __host__ __device__ AttentionItem* items() const {
-    return reinterpret_cast<AttentionItem*>(base + layout.items_at);
-  }
-  __host__ __device__ int* token_sequence() const { return base + layout.token_sequence_at; }
-  __host__ __device__ int* merged() const { return base + layout.merged_at; }
-  __host__ __device__ int* shared_tokens() const { return base + layout.shared_tokens_at; }
-  __host__ __device__ int* worker_begin() const { return base + layout.worker_begin_at; }
+  AttentionPlan() = default;
+  AttentionPlan(int* metadata, const AttentionPlanLayout& layout)  // on the host: layouts take divisions
+      : header(metadata),
+        sequences(reinterpret_cast<AttentionSequence*>(metadata + layout.sequences_at)),
+        items(reinterpret_cast<AttentionItem*>(metadata + layout.items_at)),
+        token_sequence(metadata + layout.token_sequence_at),
+        merged(metadata + layout.merged_at),
+        shared_tokens(metadata + layout.shared_tokens_at),
+        worker_begin(metadata + layout.worker_begin_at) {}
 };
 
 struct AttentionPlanParams {

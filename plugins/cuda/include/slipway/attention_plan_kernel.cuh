@@ -96,7 +96,7 @@ __device__ __forceinline__ SharedPrefix find_shared_prefix(const int* leader, co
 inline size_t attention_plan_smem(int batch) { return sizeof(int) * size_t(kPlanWarps * 5 + 3 * batch); }
 
 // The largest chunk of `limits.chunk` times a power of two at which the partial results fit.
-__device__ __forceinline__ int fitting_chunk(const AttentionPlanParams& p, int64_t slots, int* scratch) {
+__device__ __forceinline__ int fitting_chunk(const AttentionPlanParams& p, int slots, int* scratch) {
   int chunk = p.limits.chunk;
   while (true) {
     int needed[1] = {0}, total[1];
@@ -130,7 +130,7 @@ __device__ __forceinline__ void describe_sequence(const AttentionPlanParams& p, 
     }
   }
   if (f.split) s.item += (f.first_chunk + f.chunks - s.own_chunk) * tiles;
-  if (threadIdx.x % 32 == 0) plan.sequences()[b] = s;
+  if (threadIdx.x % 32 == 0) plan.sequences[b] = s;
 }
 
 // Item `k` of those of one sequence; those of the prefix it is the first of come first.
@@ -204,16 +204,15 @@ __device__ __forceinline__ void deal_out(AttentionItem* items, int count, int kv
   }
 }
 
-__global__ void __launch_bounds__(kPlanThreads) attention_plan_kernel(AttentionPlanParams p) {
+__global__ void __launch_bounds__(kPlanThreads) attention_plan_kernel(AttentionPlanParams p, AttentionPlan plan, int slots) {
   DYNAMIC_SMEM(smem);
   const int batch = p.limits.batch, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   int* scratch = reinterpret_cast<int*>(smem);
   int* leader = scratch + kPlanWarps * 5;
   int* covered = leader + batch;
   int* tokens = covered + batch;
-  const AttentionPlan plan(p.metadata, p.limits);
 
-  const int chunk = fitting_chunk(p, plan.layout.slots, scratch);
+  const int chunk = fitting_chunk(p, slots, scratch);
   for (int b = threadIdx.x; b < batch; b += kPlanThreads) {
     const SequenceFacts f = sequence_facts(p, b, chunk);
     leader[b] = -1, covered[b] = 0, tokens[b] = f.new_tokens;
@@ -231,14 +230,14 @@ __global__ void __launch_bounds__(kPlanThreads) attention_plan_kernel(AttentionP
   int before[5] = {0, 0, 0, 0, 0};  // slots, merged tokens, unsplit items, split items, tokens of shared prefixes
   for (int first = 0; first < batch; first += kPlanThreads) {
     const int b = first + int(threadIdx.x);
-    const AttentionSequence s = b < batch ? plan.sequences()[b] : AttentionSequence{};
+    const AttentionSequence s = b < batch ? plan.sequences[b] : AttentionSequence{};
     int count[5] = {s.slot, s.chunks > 1 ? tokens[b] : 0, s.tile, s.item, max(s.list_tokens, 0)}, total[5];
     block_scan(count, total, scratch);
     if (b < batch) {
-      plan.sequences()[b].slot = s.chunks > 1 ? before[0] + count[0] : -1;
-      plan.sequences()[b].tile = before[2] + count[2];
-      plan.sequences()[b].item = before[3] + count[3];
-      if (s.list_tokens > 0) plan.sequences()[b].list = before[4] + count[4];
+      plan.sequences[b].slot = s.chunks > 1 ? before[0] + count[0] : -1;
+      plan.sequences[b].tile = before[2] + count[2];
+      plan.sequences[b].item = before[3] + count[3];
+      if (s.list_tokens > 0) plan.sequences[b].list = before[4] + count[4];
       covered[b] = before[1] + count[1];  // from here on: where its merged tokens begin
       leader[b] = s.chunks > 0 ? s.item : s.tile;  // and how many items it has
     }
@@ -248,33 +247,33 @@ __global__ void __launch_bounds__(kPlanThreads) attention_plan_kernel(AttentionP
   __syncthreads();
 
   const int live = p.cu_seqlens[batch], tiles = before[2], splits = before[3];
-  AttentionItem* items = plan.items();
+  AttentionItem* items = plan.items;
   for (int b = warp; b < batch; b += kPlanWarps) {
     const SequenceFacts f = sequence_facts(p, b, chunk);
-    AttentionSequence s = plan.sequences()[b];
-    if (s.list_tokens < 0) s.list += plan.sequences()[-1 - s.list_tokens].list;
+    AttentionSequence s = plan.sequences[b];
+    if (s.list_tokens < 0) s.list += plan.sequences[-1 - s.list_tokens].list;
     for (int i = lane; i < f.new_tokens; i += 32) {
-      plan.token_sequence()[f.begin + i] = b;
-      if (s.chunks > 1) plan.merged()[covered[b] + i] = f.begin + i;
-      if (s.list >= 0) plan.shared_tokens()[s.list + i] = f.begin + i;
+      plan.token_sequence[f.begin + i] = b;
+      if (s.chunks > 1) plan.merged[covered[b] + i] = f.begin + i;
+      if (s.list >= 0) plan.shared_tokens[s.list + i] = f.begin + i;
     }
     for (int k = lane; k < leader[b]; k += 32) {
       if (f.split) items[tiles + s.item + k] = split_item(p, s, f, b, chunk, k);
       else items[s.tile + k] = tile_item(p, f, b, k);
     }
     __syncwarp();
-    if (lane == 0 && s.list_tokens < 0) plan.sequences()[b].list = s.list;
+    if (lane == 0 && s.list_tokens < 0) plan.sequences[b].list = s.list;
   }
-  for (int t = live + int(threadIdx.x); t < p.limits.tokens; t += kPlanThreads) plan.token_sequence()[t] = -1;
+  for (int t = live + int(threadIdx.x); t < p.limits.tokens; t += kPlanThreads) plan.token_sequence[t] = -1;
   __syncthreads();
 
   const int workers = p.limits.workers, kv_heads = p.limits.kv_heads;
-  deal_out(items, tiles, kv_heads, workers, plan.worker_begin(), scratch);
-  deal_out(items + tiles, splits, kv_heads, workers, plan.worker_begin() + workers + 1, scratch);
+  deal_out(items, tiles, kv_heads, workers, plan.worker_begin, scratch);
+  deal_out(items + tiles, splits, kv_heads, workers, plan.worker_begin + workers + 1, scratch);
   if (threadIdx.x == 0) {
     const int header[kPlanHeaderInts] = {kAttentionPlanSignature, chunk, tiles, splits, before[1], workers,
                                          p.limits.heads, kv_heads, batch, p.limits.tokens};
-    for (int i = 0; i < kPlanHeaderInts; i++) plan.header()[i] = header[i];
+    for (int i = 0; i < kPlanHeaderInts; i++) plan.header[i] = header[i];
   }
 }
 

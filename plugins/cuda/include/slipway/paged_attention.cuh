@@ -21,16 +21,19 @@ struct PagedScratch {
   static constexpr int kKeys = kTileKeys<D>;
   static constexpr size_t kQuery = D <= 128 ? 0 : size_t(D / 16) * kPagedThreads * sizeof(uint4);
   static constexpr size_t kProbabilities = 16 * kKeys * sizeof(T), kNumbers = kPagedWarps * 16 * sizeof(float);
-  static constexpr size_t kBytes = kQuery + kProbabilities + 2 * kNumbers;
+  static constexpr size_t kPlaces = kPagedWarps * 16 * sizeof(RowPlace);
+  static constexpr size_t kBytes = kQuery + kProbabilities + 2 * kNumbers + kPlaces;
   uint4* query;         // wide, D 256: QueryFragments' places
   T* probabilities;     // narrow: [16][kKeys]
   float *maxima, *sums;  // narrow: [kPagedWarps][16]
+  RowPlace* places;      // [kPagedWarps][16]
 
   __device__ __forceinline__ explicit PagedScratch(unsigned char* smem) {
     query = reinterpret_cast<uint4*>(smem);
     probabilities = reinterpret_cast<T*>(smem + kQuery);
     maxima = reinterpret_cast<float*>(smem + kQuery + kProbabilities);
     sums = maxima + kPagedWarps * 16;
+    places = reinterpret_cast<RowPlace*>(sums + kPagedWarps * 16);
   }
 };
 
@@ -42,7 +45,8 @@ constexpr size_t paged_smem(int stages) {
 // Scores of 16 rows with 8 * Blocks keys of a tile, from `key` on; with scales a token these are multiplied in.
 template <class T, PoolKind Kind, int D, int Blocks, class Query>
 __device__ __forceinline__ void score_keys(float (&s)[Blocks][4], const Query& query,
-                                           const PagedStage<T, Kind, D>& stage, int key, bool token_scales) {
+                                           const PagedStage<T, Kind, D>& stage, int key, bool token_scales,
+                                           int lane) {
   using Tile = PoolTile<T, Kind, D>;
 #pragma unroll
   for (int n = 0; n < Blocks; n++) s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0.f;
@@ -54,7 +58,7 @@ __device__ __forceinline__ void score_keys(float (&s)[Blocks][4], const Query& q
 #pragma unroll
     for (int n = 0; n < Blocks; n++) {
       uint32_t b[Tile::kKeySteps][2];
-      Tile::load_keys(b, stage.keys, key + 8 * n, step);
+      Tile::load_keys(b, stage.keys, key + 8 * n, step, lane);
 #pragma unroll
       for (int i = 0; i < Tile::kKeySteps; i++) ptx::mma_m16n8k16<T>(s[n], a[i], b[i]);
     }
@@ -63,7 +67,7 @@ __device__ __forceinline__ void score_keys(float (&s)[Blocks][4], const Query& q
     if (!token_scales) return;
 #pragma unroll
     for (int n = 0; n < Blocks; n++) {
-      const float* scale = stage.key_scales + key + 8 * n + threadIdx.x % 4 * 2;
+      const float* scale = stage.key_scales + key + 8 * n + lane % 4 * 2;
       s[n][0] *= scale[0], s[n][1] *= scale[1], s[n][2] *= scale[0], s[n][3] *= scale[1];
     }
   }
@@ -104,12 +108,12 @@ __device__ __forceinline__ float row_maximum(const float (&s)[Blocks][4], int h)
 // Probabilities, each times the scale of its value where that is a token's. key: of the first block, in the tile.
 template <class T, PoolKind Kind, int D, int Blocks>
 __device__ __forceinline__ void scale_probabilities(float (&s)[Blocks][4], const PagedStage<T, Kind, D>& stage,
-                                                    int key, bool token_scales) {
+                                                    int key, bool token_scales, int lane) {
   if constexpr (Kind != PoolKind::k16Bit) {
     if (!token_scales) return;
 #pragma unroll
     for (int n = 0; n < Blocks; n++) {
-      const float* scale = stage.value_scales + key + 8 * n + threadIdx.x % 4 * 2;
+      const float* scale = stage.value_scales + key + 8 * n + lane % 4 * 2;
       const float even = scale[0] * kProbabilityLift, odd = scale[1] * kProbabilityLift;
       s[n][0] *= even, s[n][1] *= odd, s[n][2] *= even, s[n][3] *= odd;
     }
@@ -119,11 +123,12 @@ __device__ __forceinline__ void scale_probabilities(float (&s)[Blocks][4], const
 // acc = acc * alpha + P V for 32 keys from `key` on and groups of 16 columns from `first_group` on.
 template <class T, PoolKind Kind, int D, int Groups>
 __device__ __forceinline__ void add_values(float (&acc)[2 * Groups][4], const uint32_t (&a)[2][4],
-                                           const PagedStage<T, Kind, D>& stage, int key, int first_group) {
+                                           const PagedStage<T, Kind, D>& stage, int key, int first_group,
+                                           int lane) {
 #pragma unroll
   for (int g = 0; g < Groups; g++) {
     uint32_t b[2][2][2];
-    PoolTile<T, Kind, D>::load_values(b, stage.values, key, first_group + g);
+    PoolTile<T, Kind, D>::load_values(b, stage.values, key, first_group + g, lane);
 #pragma unroll
     for (int step = 0; step < 2; step++)
 #pragma unroll
@@ -137,11 +142,11 @@ __device__ __forceinline__ void rescale(float (&acc)[N][4], const float (&alpha)
 }
 
 template <class T, PoolKind Kind, int D>
-__device__ __forceinline__ void attend_wide(const PagedAttentionParams& p, const AttentionPlan& plan,
-                                            PagedPipe<T, Kind, D>& pipe, const AttentionItem& item, int kv_head,
+__device__ __forceinline__ void attend_wide(const PagedAttentionParams& p, PagedPipe<T, Kind, D>& pipe,
+                                            const AttentionItem& item, int kv_head,
                                             const PagedScratch<T, D>& scratch) {
   constexpr int kKeys = kTileKeys<D>, kBlocks = kKeys / 8, kQuarter = kBlocks / 4;
-  const PagedRows rows(p, plan, item, kv_head, int(threadIdx.x) / 32 * 16);
+  const PagedRows rows(p, item, kv_head, int(threadIdx.x) / 32 * 16, scratch.places);
   QueryFragments<T, Kind, D, (D <= 128)> query;
   query.load({rows.query<T>(p, 0), rows.query<T>(p, 1)}, p.key_dim, scratch.query);
   const ScoreMap map(p.mask, p.mask.scale * key_factor(p, kv_head), false);
@@ -150,9 +155,10 @@ __device__ __forceinline__ void attend_wide(const PagedAttentionParams& p, const
   for (int key = item.key_begin / kKeys * kKeys; key < item.key_end; key += kKeys) {
     const auto stage = pipe.next();
     if (key >= rows.any_sees.end || key + kKeys <= rows.any_sees.begin) continue;  // the same for the whole warp
+    const int lane = ptx::opaque(int(threadIdx.x)) % 32;  // addresses are made anew: registers are dearer
     float s[kBlocks][4], alpha[2];
-    score_keys<T, Kind, D>(s, query, stage, 0, p.token_scales);
-    rows.mask_scores(s, p, map, key);
+    score_keys<T, Kind, D>(s, query, stage, 0, p.token_scales, lane);
+    rows.mask_scores(s, p, map, key, lane);
 #pragma unroll
     for (int h = 0; h < 2; h++) {
       const float base = advance_maximum(maximum[h], row_maximum(s, h) * map.factor, alpha[h]);
@@ -161,7 +167,7 @@ __device__ __forceinline__ void attend_wide(const PagedAttentionParams& p, const
       sum[2][h] = fmaf(sum[2][h], alpha[h], exponentiate<2 * kQuarter, kQuarter>(s, h, map.factor, base));
       sum[3][h] = fmaf(sum[3][h], alpha[h], exponentiate<3 * kQuarter, kQuarter>(s, h, map.factor, base));
     }
-    scale_probabilities(s, stage, 0, p.token_scales);
+    scale_probabilities(s, stage, 0, p.token_scales, lane);
     rescale(acc, alpha);
 #pragma unroll
     for (int n = 0; n < kBlocks; n += 4) {
@@ -169,7 +175,7 @@ __device__ __forceinline__ void attend_wide(const PagedAttentionParams& p, const
                                  pack<T>(s[n + 1][0], s[n + 1][1]), pack<T>(s[n + 1][2], s[n + 1][3])},
                                 {pack<T>(s[n + 2][0], s[n + 2][1]), pack<T>(s[n + 2][2], s[n + 2][3]),
                                  pack<T>(s[n + 3][0], s[n + 3][1]), pack<T>(s[n + 3][2], s[n + 3][3])}};
-      add_values<T, Kind, D, D / 16>(acc, a, stage, 8 * n, 0);
+      add_values<T, Kind, D, D / 16>(acc, a, stage, 8 * n, 0, lane);
     }
   }
 
@@ -184,12 +190,11 @@ __device__ __forceinline__ void attend_wide(const PagedAttentionParams& p, const
 }
 
 template <class T, PoolKind Kind, int D>
-__device__ __forceinline__ void attend_narrow(const PagedAttentionParams& p, const AttentionPlan& plan,
-                                              PagedPipe<T, Kind, D>& pipe, const AttentionItem& item, int kv_head,
+__device__ __forceinline__ void attend_narrow(const PagedAttentionParams& p, PagedPipe<T, Kind, D>& pipe,
+                                              const AttentionItem& item, int kv_head,
                                               const PagedScratch<T, D>& scratch) {
   constexpr int kKeys = kTileKeys<D>, kBlocks = kKeys / 32, kGroups = D / 64;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, my_keys = warp * (kKeys / 4);
-  const PagedRows rows(p, plan, item, kv_head, 0);
+  const PagedRows rows(p, item, kv_head, 0, scratch.places);
   QueryFragments<T, Kind, D, true> query;
   query.load({rows.query<T>(p, 0), rows.query<T>(p, 1)}, p.key_dim, nullptr);
   const ScoreMap map(p.mask, p.mask.scale * key_factor(p, kv_head), false);
@@ -197,9 +202,11 @@ __device__ __forceinline__ void attend_narrow(const PagedAttentionParams& p, con
 
   for (int key = item.key_begin / kKeys * kKeys; key < item.key_end; key += kKeys) {
     const auto stage = pipe.next();
+    const int thread = ptx::opaque(int(threadIdx.x)), lane = thread % 32, warp = thread / 32;
+    const int my_keys = warp * (kKeys / 4);
     float s[kBlocks][4], alpha[2];
-    score_keys<T, Kind, D>(s, query, stage, my_keys, p.token_scales);
-    rows.mask_scores(s, p, map, key + my_keys);
+    score_keys<T, Kind, D>(s, query, stage, my_keys, p.token_scales, lane);
+    rows.mask_scores(s, p, map, key + my_keys, lane);
 #pragma unroll
     for (int h = 0; h < 2; h++) {
       const float mine = row_maximum(s, h);
@@ -214,7 +221,7 @@ __device__ __forceinline__ void attend_narrow(const PagedAttentionParams& p, con
       const float base = advance_maximum(maximum[h], most * map.factor, alpha[h]);
       sum[h] = fmaf(sum[h], alpha[h], exponentiate<0, kBlocks>(s, h, map.factor, base));
     }
-    scale_probabilities(s, stage, my_keys, p.token_scales);
+    scale_probabilities(s, stage, my_keys, p.token_scales, lane);
     using Layout = TileLayout<T, kKeys>;
 #pragma unroll
     for (int n = 0; n < kBlocks; n++)
@@ -230,10 +237,11 @@ __device__ __forceinline__ void attend_narrow(const PagedAttentionParams& p, con
       uint32_t a[2][4];
       load_a<T, kKeys>(a[0], scratch.probabilities, 0, n / 8, lane);
       load_a<T, kKeys>(a[1], scratch.probabilities, 0, n / 8 + 2, lane);
-      add_values<T, Kind, D, kGroups>(acc, a, stage, n, warp * kGroups);
+      add_values<T, Kind, D, kGroups>(acc, a, stage, n, warp * kGroups, lane);
     }
   }
 
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 #pragma unroll
   for (int h = 0; h < 2; h++) {
     const float mine = quad_sum(sum[h]);
@@ -266,22 +274,18 @@ template <class T, PoolKind Kind, int D>
 __global__ void __launch_bounds__(kPagedThreads, D <= 128 ? 2 : 1)
     paged_attention_kernel(PagedAttentionParams p) {
   DYNAMIC_SMEM(smem);
-  const AttentionPlan plan(p.metadata, p.limits);
-  ptx::device_check(plan.header()[kPlanSignature] == kAttentionPlanSignature &&
-                        plan.header()[kPlanBatch] == p.limits.batch && plan.header()[kPlanTokens] == p.limits.tokens &&
-                        plan.header()[kPlanHeads] == p.limits.heads &&
-                        plan.header()[kPlanKvHeads] == p.limits.kv_heads &&
-                        plan.header()[kPlanWorkers] == int(gridDim.x),
+  const int* header = p.plan.header;
+  ptx::device_check(header[kPlanSignature] == kAttentionPlanSignature && header[kPlanBatch] == p.limits.batch &&
+                        header[kPlanTokens] == p.limits.tokens && header[kPlanHeads] == p.limits.heads &&
+                        header[kPlanKvHeads] == p.limits.kv_heads && header[kPlanWorkers] == int(gridDim.x),
                     "paged_attention: attention_metadata is the plan of another call");
   clear_padding<T>(p);
   const PagedScratch<T, D> scratch(smem);
-  UnitCursor cursor(plan);
-  PagedPipe<T, Kind, D> pipe(p, cursor, smem + PagedScratch<T, D>::kBytes);
-  const int kv_heads = p.limits.kv_heads;
-  for (; !cursor.done(); cursor.advance()) {
-    const AttentionItem item = cursor.item(kv_heads);
-    if (item.rows <= 16) attend_narrow<T, Kind, D>(p, plan, pipe, item, cursor.kv_head(kv_heads), scratch);
-    else attend_wide<T, Kind, D>(p, plan, pipe, item, cursor.kv_head(kv_heads), scratch);
+  PagedPipe<T, Kind, D> pipe(p, smem + PagedScratch<T, D>::kBytes);
+  for (UnitCursor cursor(p); !cursor.done(); cursor.advance(p)) {
+    const AttentionItem item = cursor.item(p);
+    if (item.rows <= 16) attend_narrow<T, Kind, D>(p, pipe, item, cursor.kv_head(p), scratch);
+    else attend_wide<T, Kind, D>(p, pipe, item, cursor.kv_head(p), scratch);
   }
   pipe.drain();
 }

@@ -32,7 +32,7 @@ struct PagedAttentionParams {
   void* output;        // [tokens, heads, value_dim] T
   float* log_sum_exp;  // [tokens, heads] natural logarithm of the denominator, sink included; nullptr: not asked for
 
-  int* metadata;          // a plan for `limits`
+  AttentionPlan plan;     // of this step, for `limits`
   AttentionLimits limits;
   float* partial_output;  // [slots, heads, value_dim] sums of exp2(score - maximum) * value
   float* partial_state;   // [slots, heads, 2] maximum of the scores in base 2, sum of exp2(score - maximum)

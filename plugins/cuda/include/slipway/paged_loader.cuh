@@ -14,35 +14,31 @@ constexpr int kTileKeys = D <= 128 ? 64 : 32;
 // (bound by arithmetic), the others with the split ones (bound by memory): so both are under way on each
 // multiprocessor.
 struct UnitCursor {
-  const AttentionItem* items;  // of the kind at hand
   int unit, end;
-  const AttentionItem* other_items;
-  int other_unit, other_end;
+  int kinds;  // of units that were gone through; 2: done
 
-  __device__ __forceinline__ explicit UnitCursor(const AttentionPlan& plan) {
-    const int workers = plan.header()[kPlanWorkers], tiles = plan.header()[kPlanTiles];
-    const int* begin = plan.worker_begin() + blockIdx.x;
-    const int later = workers + 1;
-    const bool swapped = int(blockIdx.x) * 2 >= workers;
-    items = plan.items() + (swapped ? tiles : 0), other_items = plan.items() + (swapped ? 0 : tiles);
-    unit = begin[swapped ? later : 0], end = begin[swapped ? later + 1 : 1];
-    other_unit = begin[swapped ? 0 : later], other_end = begin[swapped ? 1 : later + 1];
-    if (unit >= end) change();
+  __device__ __forceinline__ explicit UnitCursor(const PagedAttentionParams& p) : kinds(-1) { next_kind(p); }
+  __device__ __forceinline__ bool done() const { return kinds == 2; }
+  __device__ __forceinline__ void advance(const PagedAttentionParams& p) {
+    if (++unit >= end) next_kind(p);
   }
-  __device__ __forceinline__ void change() {
-    items = other_items, unit = other_unit, end = other_end;
-    other_unit = other_end;
-  }
-  __device__ __forceinline__ bool done() const { return unit >= end; }
-  __device__ __forceinline__ void advance() {
-    if (++unit >= end) change();
-  }
-  __device__ __forceinline__ AttentionItem item(int kv_heads) const {
-    const int4* raw = reinterpret_cast<const int4*>(items + unit / kv_heads);
+  __device__ __forceinline__ AttentionItem item(const PagedAttentionParams& p) const {
+    const int first = split() ? p.plan.header[kPlanTiles] : 0;
+    const int4* raw = reinterpret_cast<const int4*>(p.plan.items + first + unit / p.limits.kv_heads);
     const int4 a = raw[0], b = raw[1];
     return {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
   }
-  __device__ __forceinline__ int kv_head(int kv_heads) const { return unit % kv_heads; }
+  __device__ __forceinline__ int kv_head(const PagedAttentionParams& p) const { return unit % p.limits.kv_heads; }
+
+ private:
+  __device__ __forceinline__ bool split() const { return (blockIdx.x * 2 >= gridDim.x) != (kinds == 1); }
+  __device__ __forceinline__ void next_kind(const PagedAttentionParams& p) {
+    while (++kinds < 2) {
+      const int* begin = p.plan.worker_begin + (split() ? gridDim.x + 1 : 0) + blockIdx.x;
+      unit = begin[0], end = begin[1];
+      if (unit < end) return;
+    }
+  }
 };
 
 // One stage of shared memory: keys [Keys][D], values [Keys][D], and with scales a token [2][Keys] of these.
@@ -74,22 +70,22 @@ class PagedLoader {
   static constexpr int kPassesABlock = kRowStep >= 16 ? 1 : 16 / kRowStep, kBlocks = kPasses / kPassesABlock;
 
  public:
-  __device__ __forceinline__ PagedLoader(const PagedAttentionParams& params, const UnitCursor& first,
-                                         unsigned char* smem)
-      : p_(params), cursor_(first), smem_(smem), stage_(0) {
-    open_item();
+  __device__ __forceinline__ PagedLoader(const PagedAttentionParams& params, unsigned char* smem)
+      : p_(params), cursor_(params), smem_(smem), stage_(0) {
+    open_item(int(threadIdx.x));
   }
 
   // Starts the copies of the next tile, if there is one, as one group of cp.async. Its stage must be free.
   __device__ __forceinline__ void fetch() {
     if (!cursor_.done()) {
-      copy_tile();
+      const int thread = ptx::opaque(int(threadIdx.x));  // addresses are made anew: registers are dearer
+      copy_tile(thread);
       key_ += kKeys;
       if (key_ < item_end_) {
-        find_blocks();
+        find_blocks(thread);
       } else {
-        cursor_.advance();
-        open_item();
+        cursor_.advance(p_);
+        open_item(thread);
       }
     }
     ptx::cp_async_commit();
@@ -97,14 +93,14 @@ class PagedLoader {
   }
 
  private:
-  __device__ __forceinline__ void open_item() {
+  __device__ __forceinline__ void open_item(int thread) {
     if (cursor_.done()) return;
-    const AttentionItem item = cursor_.item(p_.limits.kv_heads);
-    kv_head_ = cursor_.kv_head(p_.limits.kv_heads);
+    const AttentionItem item = cursor_.item(p_);
+    kv_head_ = cursor_.kv_head(p_);
     item_begin_ = item.key_begin, item_end_ = item.key_end;
     key_ = item_begin_ / kKeys * kKeys;
     table_ = p_.block_table + int64_t(item.sequence) * p_.max_blocks;
-    find_blocks();
+    find_blocks(thread);
   }
 
   // Slot (row of a pool) of key `key`, or -1 when it lies outside of the item; may be asked for before it is known
@@ -118,34 +114,36 @@ class PagedLoader {
 
   // Looks the next tile's blocks up, long before they are needed. A block is that of a group's first or, where the
   // item begins within the group, last key.
-  __device__ __forceinline__ void find_blocks() {
+  __device__ __forceinline__ void find_blocks(int thread) {
 #pragma unroll
     for (int i = 0; i < kBlocks; i++) {
-      const int key = key_ + row(i * kPassesABlock) / 16 * 16;
+      const int key = key_ + row(thread, i * kPassesABlock) / 16 * 16;
       blocks_[i] = block_of(min(max(key, item_begin_), key + 15));
     }
     if (Kind != PoolKind::k16Bit && p_.token_scales)
-      scale_block_ = block_of(key_ + int(threadIdx.x) % kKeys);
+      scale_block_ = block_of(key_ + thread % kKeys);
   }
 
-  __device__ __forceinline__ static int row(int pass) { return int(threadIdx.x) / Layout::kChunks + pass * kRowStep; }
+  __device__ __forceinline__ static int row(int thread, int pass) {
+    return thread / Layout::kChunks + pass * kRowStep;
+  }
 
-  __device__ __forceinline__ void copy_tile() const {
+  __device__ __forceinline__ void copy_tile(int thread) const {
     const Stage stage(smem_, stage_);
-    const int chunk = threadIdx.x % Layout::kChunks, column = chunk * Layout::kPerChunk;
+    const int chunk = thread % Layout::kChunks, column = chunk * Layout::kPerChunk;
     const int in_block = (1 << p_.block_shift) - 1;
 #pragma unroll
     for (int pass = 0; pass < kPasses; pass++) {
-      const int r = row(pass), key = key_ + r, block = blocks_[pass / kPassesABlock];
+      const int r = row(thread, pass), key = key_ + r, block = blocks_[pass / kPassesABlock];
       const bool valid = key >= item_begin_ && key < item_end_ && block >= 0;
       const int64_t slot = (int64_t(block) << p_.block_shift) + (key & in_block);
       const int64_t head_row = valid ? slot * p_.limits.kv_heads + kv_head_ : 0;
       copy_chunk(stage.keys + Layout::at(r, chunk), p_.key_cache, head_row, column, p_.key_dim, valid);
       copy_chunk(stage.values + Layout::at(r, chunk), p_.value_cache, head_row, column, p_.value_dim, valid);
     }
-    if (Kind != PoolKind::k16Bit && p_.token_scales && threadIdx.x < 2 * kKeys) {
-      const int r = threadIdx.x % kKeys, key = key_ + r;
-      const bool valid = key >= item_begin_ && key < item_end_ && scale_block_ >= 0, of_keys = threadIdx.x < kKeys;
+    if (Kind != PoolKind::k16Bit && p_.token_scales && thread < 2 * kKeys) {
+      const int r = thread % kKeys, key = key_ + r;
+      const bool valid = key >= item_begin_ && key < item_end_ && scale_block_ >= 0, of_keys = thread < kKeys;
       const int64_t slot = (int64_t(scale_block_) << p_.block_shift) + (key & in_block);
       const float* from = of_keys ? p_.key_scale : p_.value_scale;
       ptx::cp_async_small<4>((of_keys ? stage.key_scales : stage.value_scales) + r,
@@ -184,9 +182,8 @@ template <class T, PoolKind Kind, int D>
 class PagedPipe {
  public:
   using Stage = PagedStage<T, Kind, D>;
-  __device__ __forceinline__ PagedPipe(const PagedAttentionParams& params, const UnitCursor& first,
-                                       unsigned char* smem)
-      : loader_(params, first, smem), smem_(smem), stages_(params.stages), stage_(params.stages - 1) {
+  __device__ __forceinline__ PagedPipe(const PagedAttentionParams& params, unsigned char* smem)
+      : loader_(params, smem), smem_(smem), stages_(params.stages), stage_(params.stages - 1) {
     for (int i = 0; i < stages_ - 1; i++) loader_.fetch();
   }
 

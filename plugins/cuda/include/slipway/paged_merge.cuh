@@ -11,13 +11,12 @@ template <class T>
 __global__ void __launch_bounds__(kPagedThreads) paged_merge_kernel(PagedAttentionParams p) {
   DYNAMIC_SMEM(smem);
   float* parts = reinterpret_cast<float*>(smem);
-  const AttentionPlan plan(p.metadata, p.limits);
   const int heads = p.limits.heads, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int work = plan.header()[kPlanMerged] * heads;
+  const int work = p.plan.header[kPlanMerged] * heads;
   for (int unit = blockIdx.x; unit < work; unit += gridDim.x) {
-    const int token = plan.merged()[unit / heads], head = unit % heads;
-    const int sequence = plan.token_sequence()[token];
-    const AttentionSequence& s = plan.sequences()[sequence];
+    const int token = p.plan.merged[unit / heads], head = unit % heads;
+    const int sequence = p.plan.token_sequence[token];
+    const AttentionSequence& s = p.plan.sequences[sequence];
     const int chunks = s.chunks;
     // Rows of the partial arrays; those of neighbouring chunks are `heads` apart.
     const int64_t first = (int64_t(s.slot) + int64_t(token - p.cu_seqlens[sequence]) * chunks) * heads + head;

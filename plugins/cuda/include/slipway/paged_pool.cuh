@@ -36,8 +36,7 @@ struct PoolTile {
 
   // B of scores: keys `key` to key + 7, steps from `step` on (a multiple of kKeySteps).
   __device__ static __forceinline__ void load_keys(uint32_t (&b)[kKeySteps][2], const Element* tile, int key,
-                                                   int step) {
-    const int lane = threadIdx.x % 32;
+                                                   int step, int lane) {
     uint32_t f[4];
     ptx::ldmatrix_x4<false>(f, tile + Layout::at(key + lane % 8, step * 4 / kKeySteps + lane / 8));
     if constexpr (k8Bit) {
@@ -51,8 +50,8 @@ struct PoolTile {
   // B of the output: keys `key` to key + 31 (two steps), columns 16 * group to 16 * group + 15 (two blocks):
   // b[step][block].
   __device__ static __forceinline__ void load_values(uint32_t (&b)[2][2][2], const Element* tile, int key,
-                                                     int group) {
-    const int lane = threadIdx.x % 32, matrix = lane / 8;
+                                                     int group, int lane) {
+    const int matrix = lane / 8;
     if constexpr (k8Bit) {
       uint32_t f[4];
       ptx::ldmatrix_x4<true>(f, tile + Layout::at(key + lane, group));

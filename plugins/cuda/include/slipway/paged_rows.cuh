@@ -30,46 +30,57 @@ __device__ __forceinline__ float value_factor(const PagedAttentionParams& p, int
   return p.value_scale == nullptr ? 1.f : p.value_scale[kv_head * p.value_scale_stride];
 }
 
+// Where a row is among queries and results.
+struct RowPlace {
+  int token;  // -1: no such row
+  int head;   // of the query
+  int slot;   // of the partial result; -1: the result itself is written
+};
+
 // The two rows of a lane, in the order of accumulators: lane / 4 of its warp's 16 rows, and 8 below.
 struct PagedRows {
-  int token[2];       // -1: no such row
-  int head[2];        // of the query
-  int position[2];
-  int slot[2];        // of the partial result; -1: the result itself is written
-  KeyRange sees[2];
+  static constexpr int kNoRow = -1;
+  RowPlace* places;   // of the warp's 16 rows, in shared memory: registers are dearer
+  int position[2];    // kNoRow: no such row, which sees nothing
+  KeyRange keys;      // of the item
   KeyRange all_see;   // keys that every row of the warp sees
   KeyRange any_sees;  // and those that some row sees
   int past;           // the first new key, for the tree mask
 
-  // first: the warp's first row, counted in the item.
-  __device__ __forceinline__ PagedRows(const PagedAttentionParams& p, const AttentionPlan& plan,
-                                       const AttentionItem& item, int kv_head, int first) {
+  // first: the warp's first row, counted in the item; shared: [kPagedWarps][16], which all lanes may read on return.
+  __device__ __forceinline__ PagedRows(const PagedAttentionParams& p, const AttentionItem& item, int kv_head, int first,
+                                       RowPlace* shared)
+      : places(shared + threadIdx.x / 32 * 16), keys{item.key_begin, item.key_end} {
     const int group = p.limits.heads / p.limits.kv_heads;
     all_see = {0, 1 << 30}, any_sees = {1 << 30, 0};
     past = item.list < 0 ? p.past_lens[item.sequence] : 1 << 30;
+    __syncwarp();  // all lanes are done with the places of the item before
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-      const int row = first + int(threadIdx.x) % 32 / 4 + 8 * h;
-      token[h] = slot[h] = -1, head[h] = position[h] = 0, sees[h] = {0, 0};
-      if (row >= item.rows) continue;
-      const int index = (item.first_row + row) / group;
-      head[h] = kv_head * group + (item.first_row + row) % group;
-      int sequence = item.sequence;
-      if (item.list >= 0) {
-        token[h] = plan.shared_tokens()[item.list + index];
-        sequence = plan.token_sequence()[token[h]];
-      } else {
-        token[h] = p.cu_seqlens[sequence] + index;
+      const int in_warp = int(threadIdx.x) % 32 / 4 + 8 * h, row = first + in_warp;
+      RowPlace place = {-1, 0, -1};
+      position[h] = kNoRow;
+      if (row < item.rows) {
+        const int index = (item.first_row + row) / group;
+        int sequence = item.sequence;
+        if (item.list >= 0) {
+          place.token = p.plan.shared_tokens[item.list + index];
+          sequence = p.plan.token_sequence[place.token];
+        } else {
+          place.token = p.cu_seqlens[sequence] + index;
+        }
+        place.head = kv_head * group + (item.first_row + row) % group;
+        const int number = place.token - p.cu_seqlens[sequence];
+        const AttentionSequence& s = p.plan.sequences[sequence];
+        if (item.chunk >= 0 && s.slot >= 0) place.slot = s.slot + number * s.chunks + item.chunk - s.first_chunk;
+        position[h] = p.past_lens[sequence] + number;
+        const KeyRange seen = sees(p, h);
+        all_see = {max(all_see.begin, seen.begin), min(all_see.end, seen.end)};
+        any_sees = {min(any_sees.begin, seen.begin), max(any_sees.end, seen.end)};
       }
-      const int number = token[h] - p.cu_seqlens[sequence];
-      position[h] = p.past_lens[sequence] + number;
-      const AttentionSequence& s = plan.sequences()[sequence];
-      if (item.chunk >= 0 && s.slot >= 0) slot[h] = s.slot + number * s.chunks + item.chunk - s.first_chunk;
-      const KeyRange visible = visible_keys(p.mask, position[h], item.key_end);
-      sees[h] = {max(visible.begin, item.key_begin), visible.end};
-      all_see = {max(all_see.begin, sees[h].begin), min(all_see.end, sees[h].end)};
-      any_sees = {min(any_sees.begin, sees[h].begin), max(any_sees.end, sees[h].end)};
+      if (threadIdx.x % 4 == 0) places[in_warp] = place;
     }
+    __syncwarp();
 #pragma unroll
     for (int step = 4; step < 32; step *= 2) {
       all_see.begin = max(all_see.begin, __shfl_xor_sync(0xffffffffu, all_see.begin, step));
@@ -79,31 +90,40 @@ struct PagedRows {
     }
   }
 
+  // Keys of the item that row h sees.
+  __device__ __forceinline__ KeyRange sees(const PagedAttentionParams& p, int h) const {
+    const KeyRange visible = visible_keys(p.mask, position[h], keys.end);
+    return {max(visible.begin, keys.begin), visible.end};
+  }
+
+  __device__ __forceinline__ RowPlace place(int h) const { return places[threadIdx.x % 32 / 4 + 8 * h]; }
+
   template <class T>
   __device__ __forceinline__ const T* query(const PagedAttentionParams& p, int h) const {
-    return token[h] < 0 ? nullptr
-                        : static_cast<const T*>(p.query) + token[h] * p.query_row + int64_t(head[h]) * p.key_dim;
+    const RowPlace at = place(h);
+    if (at.token < 0) return nullptr;
+    return static_cast<const T*>(p.query) + at.token * p.query_row + int64_t(at.head) * p.key_dim;
   }
 
   // From dot products to logits in base 2 (but for map.factor); hidden keys become -inf. key: of the first block.
   template <int Blocks>
   __device__ __forceinline__ void mask_scores(float (&s)[Blocks][4], const PagedAttentionParams& p,
-                                              const ScoreMap& map, int key) const {
-    const int column = key + int(threadIdx.x) % 4 * 2;
+                                              const ScoreMap& map, int key, int lane) const {
+    const int column = key + lane % 4 * 2;
     if (map.changes) {
       scale_scores(s, map);
       if (p.mask.alibi_slopes != nullptr) {
 #pragma unroll
         for (int h = 0; h < 2; h++)
-          add_alibi(s, h, p.mask.alibi_slopes[head[h]] * kLog2e, position[h], column);
+          add_alibi(s, h, p.mask.alibi_slopes[place(h).head] * kLog2e, position[h], column);
       }
     }
     const bool in_tree = p.tree_mask != nullptr && key + 8 * Blocks > past;
     if (key >= all_see.begin && key + 8 * Blocks <= all_see.end && !in_tree) return;
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-      hide_scores(s, h, sees[h], column);
-      if (in_tree && token[h] >= 0) hide_branches(s, p, h, column);
+      hide_scores(s, h, sees(p, h), column);
+      if (in_tree && place(h).token >= 0) hide_branches(s, p, h, column);
     }
   }
 
@@ -111,13 +131,13 @@ struct PagedRows {
   template <int Blocks>
   __device__ __forceinline__ void hide_branches(float (&s)[Blocks][4], const PagedAttentionParams& p, int h,
                                                 int column) const {
-    const unsigned char* mask = p.tree_mask + int64_t(token[h]) * p.max_new;
+    const unsigned char* mask = p.tree_mask + int64_t(place(h).token) * p.max_new;
 #pragma unroll
     for (int n = 0; n < Blocks; n++)
 #pragma unroll
       for (int i = 0; i < 2; i++) {
         const int key = column + 8 * n + i - past;
-        if (key >= 0 && key < p.max_new && column + 8 * n + i < sees[h].end && mask[key] == 0)
+        if (key >= 0 && key < p.max_new && mask[key] == 0)
           s[n][2 * h + i] = -INFINITY;
       }
   }
@@ -128,10 +148,11 @@ struct PagedRows {
   __device__ __forceinline__ void store(const PagedAttentionParams& p, int h, const float (&acc)[2 * Groups][4],
                                         int first_group, float maximum, float sum, float factor, bool states) const {
     using Tile = PoolTile<T, Kind, D>;
-    if (token[h] < 0) return;
-    const int64_t row = (slot[h] >= 0 ? int64_t(slot[h]) : int64_t(token[h])) * p.limits.heads + head[h];
-    const bool partial = slot[h] >= 0;
-    const RowEnd end = finish_row(maximum, sum, head_sink<T>(p, head[h]));
+    const RowPlace at = place(h);
+    if (at.token < 0) return;
+    const bool partial = at.slot >= 0;
+    const int64_t row = int64_t(partial ? at.slot : at.token) * p.limits.heads + at.head;
+    const RowEnd end = finish_row(maximum, sum, head_sink<T>(p, at.head));
     states = states && threadIdx.x % 4 == 0;
     if (states && partial)
       *reinterpret_cast<float2*>(p.partial_state + 2 * row) = float2{maximum, sum};
