@@ -151,6 +151,8 @@ def measure(run: Run) -> tuple[dict[str, float], list[Measurement]]:
         return {}, []
     command = [sys.executable, "-m", "plugins.bench.cuda", "--library", str(run.library)]
     command += ["--device", run.device, "--report", str(report), "--seconds", f"{seconds - 5:.0f}"]
+    if run.device == "cpu":
+        command.append("--tiny")
     if run.operators:
         command += ["--operators", *run.operators]
     code, words = _finished(command, seconds + 20)

@@ -43,8 +43,25 @@ class Form:
     cases: str = ""
 
 
-SINGLE_FORM = "one form"
-FORMS: tuple[Form, ...] = ()
+SINGLE_FORM = "one form, every chip"
+_FLASH = "tests/plugins/cuda/test_flash_attention.py"
+_FLASH_SM90 = "tests/plugins/cuda/test_flash_attention_sm90.py"
+_PAGED = "tests/plugins/cuda/test_paged_attention.py"
+_GEMM = "tests/plugins/cuda/test_weight_only_gemm.py"
+_OF_16_BITS = "^(?!.*pool=(?:int8|float8)).*"
+FORMS = (
+    Form("flash_attention", "16 bit, mma.sync, every chip", _FLASH, cases="^(?!.*float8).*form=1"),
+    Form("flash_attention", "E4M3, mma.sync, from 8.9", _FLASH, 89, cases="float8.*form=1"),
+    Form("flash_attention", "16 bit, TMA and WGMMA, 9.0", _FLASH_SM90, 90, 90, "^(?!.*(?:float8|form=1))"),
+    Form("flash_attention", "E4M3, TMA and WGMMA, 9.0", _FLASH_SM90, 90, 90, "^(?!.*form=1).*float8"),
+    Form("paged_attention", "16-bit pools, every chip", _PAGED, cases=_OF_16_BITS),
+    Form("paged_attention", "int8 pools, every chip", _PAGED, cases="pool=int8"),
+    Form("paged_attention", "E4M3 pools, every chip", _PAGED, cases="pool=float8"),
+    Form("paged_attention", "shared prefixes (cascade), every chip", _PAGED, cases="shared="),
+    Form("weight_only_gemm", "int4, every chip", _GEMM, cases="^int4"),
+    Form("weight_only_gemm", "int8, every chip", _GEMM, cases="^int8"),
+    Form("weight_only_gemm", "E4M3, every chip", _GEMM, cases="^e4m3"),
+)
 """Forms of operators that have several; every other operator has one, emulated by the test of its name."""
 
 
@@ -80,7 +97,9 @@ def state(form: Form, seen: Sequence[Results]) -> str:
         mine = [
             check
             for check in run.checks
-            if check["operator"] == form.operator and re.search(form.cases, check["case"]) and check["errors"]
+            if check["operator"] == form.operator
+            and re.search(form.cases, check["case"])
+            and (check["errors"] or check["problems"])
         ]
         bad = [s for s in run.sanitizer if s.operator == form.operator and s.verdict == "errors"]
         if not mine:

@@ -25,7 +25,7 @@ from plugins.torch_cuda import library
 
 from .benchmark import Bench, Benchmark
 
-FIRST = ("flash_attention", "paged_attention", "kv_write", "sampling")
+FIRST = ("flash_attention", "paged_attention", "kv_write", "sampling", "weight_only_gemm")
 """Operators whose cases come first, should time run out."""
 
 

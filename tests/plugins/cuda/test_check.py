@@ -19,6 +19,7 @@ from plugins.cuda.company import Company, differences
 from plugins.cuda.execution import Execution
 from plugins.cuda.guarded import GuardedBuffer, GuardedTensor
 from plugins.cuda.library import Library
+from plugins.cuda.results import GoalResult, Measurement, Results, SanitizerReport
 from tests.plugins.cuda import toy_checks
 
 TOY = "tests.plugins.cuda.toy_checks"
@@ -101,6 +102,18 @@ def test_no_time_left_is_said(toy_library: Path, tmp_path: Path) -> None:
         f"{TOY}: all of it, for time",
         "toy: no case ran",
     }
+
+
+def test_benchmarks_follow_the_checks(toy_library: Path, tmp_path: Path) -> None:
+    """The toy has none, so that every benchmark is left out by name; the ceilings are measured all the same."""
+    command = [sys.executable, "-m", "plugins.cuda.check", "--library", str(toy_library), "--device", "cpu"]
+    command += ["--modules", TOY, "--no-sanitizer", "--output", str(tmp_path), "--scale", "quick"]
+    done = subprocess.run(command, cwd=check.ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (found,) = results.read_all(tmp_path)
+    assert "benchmark kv_write, bf16, 64 MiB: the library has no such operator" in found.dropped
+    assert found.measurements == ()
+    assert set(found.seconds) == {"build", "checks", "benchmarks"}
 
 
 def test_operators_are_checked_by_name(toy_library: Path, tmp_path: Path) -> None:
@@ -247,6 +260,44 @@ def test_company_compares_bits() -> None:
     among[0, 0] = -0.0
     (words,) = differences(company, {"output": alone}, {"output": among})
     assert words == "two rows: output: 1 of 4 elements differ in company"
+
+
+def test_measurements_are_printed_with_their_goals(capsys: pytest.CaptureFixture[str]) -> None:
+    goals = (
+        GoalResult("of copy bandwidth", 0.85, False, 0.9, True),
+        GoalResult("us", 60, True, 70.0, False),
+        GoalResult("times the speed of FlashInfer", 1.0, False, None, None),
+    )
+    measured = Measurement(
+        "toy", "64 MiB", 20.0, 0.01, True, 2_000_000, 0, goals, {"torch": 30.0, "other": "none: why"}
+    )
+    found = Results(
+        date="2030-01-02T00:00:00+00:00",
+        commit="abc",
+        gpu=check.emulated_gpu(),
+        versions={},
+        build={},
+        operators=("toy",),
+        checks=(check._problem("toy", "odd", "is wrong"),),
+        sanitizer=(SanitizerReport("toy", "racecheck", "errors", "a race"),),
+        ceilings={"bf16 matmul, TFLOP/s": 700.0},
+        measurements=(measured,),
+        dropped=("toy: one case",),
+        seconds={"build": 60.0},
+        verdict="wrong",
+    )
+    check.print_results(found)
+    printed = capsys.readouterr().out
+    rows = [" ".join(line.split()) for line in printed.splitlines()]
+    assert "toy 1 1 0 errors" in rows
+    assert "toy 64 MiB 20 100 0 30 none" in rows
+    assert "toy 64 MiB 0.9 at least 0.85 of copy bandwidth reached" in rows
+    assert "toy 64 MiB 70 at most 60 us MISSED" in rows
+    assert "toy 64 MiB at least 1 times the speed of FlashInfer not measured" in rows
+    assert "ceilings: bf16 matmul, TFLOP/s 700" in rows
+    assert "left out: toy: one case" in rows
+    assert "WRONG toy, odd: is wrong" in rows
+    assert "WRONG toy, racecheck:" in rows
 
 
 def test_foreign_files_are_refused(tmp_path: Path) -> None:
