@@ -146,6 +146,26 @@ def adjusted_row(
     return values if usable else None
 
 
+def token_counts(
+    table: Tensor, tokens: Tensor, cu_tokens: Tensor, prompt_lens: Tensor, count_slots: Tensor
+) -> Tensor:
+    """The table [slots, vocab] int16 with the rows of these requests counted anew from their tokens so far.
+
+    tokens: int32, packed; cu_tokens [requests + 1]; prompt_lens, count_slots [requests] (outside the table: skipped).
+    """
+    table = table.clone()
+    for request, slot in enumerate(count_slots.tolist()):
+        if not 0 <= slot < len(table):
+            continue
+        own = tokens[int(cu_tokens[request]) : int(cu_tokens[request + 1])].long()
+        known = (own >= 0) & (own < table.shape[1])
+        in_prompt = torch.arange(len(own)) < int(prompt_lens[request])
+        times = torch.bincount(own[known & ~in_prompt], minlength=table.shape[1]).clamp(max=TIMES_CHOSEN)
+        table[slot] = times.to(torch.int16)
+        table[slot, own[known & in_prompt]] |= torch.tensor(-(2**15), dtype=torch.int16)
+    return table
+
+
 def allowed_of(words: Tensor, vocab: int) -> Tensor:
     """bool [vocab] from a mask of int32 words."""
     bits = words.long()[:, None] >> torch.arange(32) & 1

@@ -81,7 +81,7 @@ void run(const Arguments& a, void* memory, void* stream) {
     raw.logits = p.logits, raw.row_stride = p.row_stride, raw.rows = p.rows, raw.vocab = p.vocab;
     raw.every_top_k = o.top, raw.log_probs = true;
     launch_distribution(raw, c.division, c.log_prob_workspace, a.type("T"), stream);
-    ptx::launch(log_prob_kernel<T>, grid, block, sizeof(TopMemory), stream, raw, c.division, c.log_prob_workspace, o);
+    ptx::launch(log_prob_kernel<T>, grid, block, size_t(finish_shared_bytes(c.division)) + sizeof(TopMemory), stream, raw, c.division, c.log_prob_workspace, o);
   });
 }
 

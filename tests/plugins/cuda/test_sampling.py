@@ -12,6 +12,7 @@ from model_repo.runtime.philox import uniform
 from model_repo.runtime.request import SamplingParams
 from model_repo.runtime.sampler import Row, sample
 from plugins.checks import sampling as checks
+from plugins.checks import token_counts as count_checks
 from plugins.cuda.case import Scale
 from plugins.cuda.company import differences
 from plugins.cuda.emulated import Build, check, run
@@ -25,6 +26,7 @@ from plugins.reference.sampling import (
     margin,
     parameters_of,
     philox_word,
+    token_counts,
     weights_of,
 )
 
@@ -146,3 +148,19 @@ def test_penalties_are_those_of_the_formula() -> None:
     adjusted = adjusted_row(logits, tensors, 0, counts)
     assert adjusted is not None
     assert adjusted.tolist() == [2.0, -4.0, 1.0 - 0.75 - 0.5, 0.5 - 0.5 - 0.5, -2.0 - 0.25 - 0.5]
+
+
+@pytest.mark.parametrize(("flavour", "seed"), [("plain", 1), ("asan", 2), ("tsan", 3)])
+def test_counts_are_written_as_in_the_reference(flavour: str, seed: int) -> None:
+    cases = count_checks.cases(Scale.SMALL if flavour != "tsan" else Scale.QUICK, seed)
+    assert check(cases, Build(flavour, ("token_counts",)), seed=seed) == {}
+
+
+def test_counts_tell_prompt_from_output() -> None:
+    table = torch.full((3, 4), 7, dtype=torch.int16)
+    tokens = torch.tensor([3, 0, 3, 3, 1], dtype=torch.int32)
+    counted = token_counts(
+        table, tokens, torch.tensor([0, 4, 5]), torch.tensor([2, 1]), torch.tensor([2, 0], dtype=torch.int32)
+    )
+    flag = -(2**15)
+    assert counted.tolist() == [[0, flag, 0, 0], [7, 7, 7, 7], [flag, 0, 0, flag + 2]]

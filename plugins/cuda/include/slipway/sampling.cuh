@@ -27,22 +27,20 @@ struct LogProbs {
   int top;                // at most kMaxTop and vocab
 };
 
-struct DrawMemory {
-  SearchMemory search;
-  uint32_t segment_sum[2];  // [2 * segments], of Sums
-};
 __host__ __device__ inline int draw_shared_bytes(const Division& d) {
-  return int(sizeof(DrawMemory)) + 2 * (d.segments - 1) * int(sizeof(uint32_t));
+  return finish_shared_bytes(d) + 2 * d.segments * int(sizeof(uint32_t));
 }
 
 template <class T>
 __device__ int draw(const Rows& p, const Division& d, const Workspace& w, const RowPlan& plan, int row, u64 word,
-                    DrawMemory* memory) {
-  const Kept kept = resolve<T>(p, d, w, plan, row, &memory->search);
-  const Sums sums(memory->segment_sum, d.segments);
-  sums.start([&](int i) { return w.segment_weight[int64_t(row) * d.segments + i]; });
+                    unsigned char* memory) {
+  FinishMemory* const finish = reinterpret_cast<FinishMemory*>(memory);
+  const u64* const segment_weights = w.segment_weight + int64_t(row) * d.segments;
+  const InQuestion<T> source(p, d, w, plan, row, finish);
+  const Kept kept = resolve(source, filters_of(p, row), segment_weights, &finish->search);
+  const Sums sums(reinterpret_cast<uint32_t*>(memory + finish_shared_bytes(d)), d.segments);
+  sums.start([&](int i) { return segment_weights[i]; });
   __syncthreads();
-  const InQuestion<T> source(p, d, w, plan, row);
   if (plan.state != RowState::kWhole)
     source.visit([&](uint32_t key, int index) {
       const u64 weight = kept.weight_at(key, index);
@@ -70,16 +68,14 @@ __global__ void __launch_bounds__(1024) draw_kernel(Rows p, Division d, Workspac
   int token = -1;
   if (plan.state == RowState::kGreedy) token = plan.largest_index;
   else if (plan.state != RowState::kUnusable)
-    token = draw<T>(p, d, w, plan, row, philox(o.seed[row], u64(o.position[row])).word[0],
-                    reinterpret_cast<DrawMemory*>(memory));
+    token = draw<T>(p, d, w, plan, row, philox(o.seed[row], u64(o.position[row])).word[0], memory);
   if (threadIdx.x != 0) return;
   o.token[row] = token;
   int16_t* const counts = counts_of(p, row / p.rows_per_request);
   if (counts != nullptr && token >= 0) count_token(counts, token);
 }
 
-struct TopMemory {
-  SearchMemory search;
+struct TopMemory {  // after FinishMemory
   uint32_t count;
   uint32_t key[kMaxTop];
   int index[kMaxTop];
@@ -87,15 +83,16 @@ struct TopMemory {
 
 // Writes the likeliest tokens of a row. Called by all threads of a block.
 template <class T>
-__device__ void write_top(const InQuestion<T>& source, const LogProbs& o, int row, double normalizer, TopMemory* m) {
+__device__ void write_top(const InQuestion<T>& source, const LogProbs& o, int row, double normalizer,
+                          SearchMemory* search, TopMemory* m) {
   auto tokens = [&](auto take) {  // by the logits themselves: distances of different logits may be equal
     source.visit([&](uint32_t, int index) { take(descending_key(source.reader[index]), index); });
   };
-  const Found found = radix_search<Measure::kCount>(&m->search, u64(o.top), [&](auto take) {
+  const Found found = radix_search<Measure::kCount>(search, u64(o.top), [&](auto take) {
     tokens([&](uint32_t key, int) { take(key, u64(0)); });
   });
   const u64 same = u64(o.top) - found.count_less;
-  const int last = same < found.count_same ? last_of_equals(&m->search, found.key, same, tokens) : kMaxVocab;
+  const int last = same < found.count_same ? last_of_equals(search, found.key, same, tokens) : kMaxVocab;
   if (threadIdx.x == 0) m->count = 0;
   __syncthreads();
   tokens([&](uint32_t key, int index) {
@@ -131,10 +128,12 @@ __global__ void __launch_bounds__(1024) log_prob_kernel(Rows p, Division d, Work
   if (plan.state == RowState::kWhole) plan.in_question = ~u64(0);  // all tokens are to be ranked; no list holds them
   const u64 total = warp_total(d.segments, [&](int i) { return w.segment_weight[int64_t(row) * d.segments + i]; });
   const double normalizer = double(plan.largest) + log(double(total) * (1.0 / double(1ull << kWeightBits)));
-  const InQuestion<T> source(p, d, w, plan, row);
+  FinishMemory* const finish = reinterpret_cast<FinishMemory*>(memory);
+  const InQuestion<T> source(p, d, w, plan, row, finish);
   if (threadIdx.x == 0 && o.token_log_prob != nullptr)
     o.token_log_prob[row] = token >= 0 ? float(double(source.reader[token]) - normalizer) : NAN;
-  if (o.top > 0) write_top(source, o, row, normalizer, reinterpret_cast<TopMemory*>(memory));
+  if (o.top > 0) write_top(source, o, row, normalizer, &finish->search,
+                           reinterpret_cast<TopMemory*>(memory + finish_shared_bytes(d)));
 }
 
 }  // namespace sampling

@@ -26,19 +26,33 @@ __device__ __forceinline__ RowPlan final_plan(const Rows& p, const Workspace& w,
   return plan;
 }
 
+// Shared memory of a block that finishes a row: the search, the list of candidates, then what the kernel adds.
+struct FinishMemory {
+  SearchMemory search;
+  uint2 list[1];  // [capacity]
+};
+__host__ __device__ inline int finish_shared_bytes(const Division& d) {
+  return int(sizeof(FinishMemory)) + (d.capacity - 1) * int(sizeof(uint2));
+}
+
 // The tokens in question of a row: from the list, or from the row where the list could not hold them.
 template <class T>
 struct InQuestion {
   RowReader<T> reader;
   RowPlan plan;
   int segments;
-  const uint2* list;
-  int listed;  // -1: not whole
+  uint2* list;  // in shared memory
+  int listed;   // -1: not whole
 
-  __device__ InQuestion(const Rows& p, const Division& d, const Workspace& w, const RowPlan& plan, int row)
-      : reader(p, w.adjusted, row), plan(plan), segments(d.segments),
-        list(w.candidates + int64_t(row) * d.capacity),
-        listed(plan.in_question <= u64(d.capacity) ? int(plan.in_question) : -1) {}
+  // Called by all threads of a block; ends with a barrier.
+  __device__ InQuestion(const Rows& p, const Division& d, const Workspace& w, const RowPlan& plan, int row,
+                        FinishMemory* memory)
+      : reader(p, w.adjusted, row), plan(plan), segments(d.segments), list(memory->list),
+        listed(plan.in_question <= u64(d.capacity) ? int(plan.in_question) : -1) {
+    for (int i = int(threadIdx.x); i < listed; i += int(blockDim.x))
+      list[i] = w.candidates[int64_t(row) * d.capacity + i];
+    __syncthreads();
+  }
 
   // f(key, index) for those of the calling thread. Called by all threads of the block.
   template <class F>
@@ -70,16 +84,16 @@ __device__ int last_of_equals(SearchMemory* memory, uint32_t key, u64 count, Vis
   }).key);
 }
 
-// The threshold of a row whose state is kWhole, kByGroups or kByBins. Called by all threads of a block.
+// The threshold of a row whose state is kWhole, kByGroups or kByBins. segment_weights: the row's. Called by all threads
+// of a block.
 template <class T>
-__device__ Kept resolve(const Rows& p, const Division& d, const Workspace& w, const RowPlan& plan, int row,
+__device__ Kept resolve(const InQuestion<T>& source, const Filters& f, const u64* segment_weights,
                         SearchMemory* memory) {
-  const InQuestion<T> source(p, d, w, plan, row);
-  const Filters f = filters_of(p, row);
+  const RowPlan& plan = source.plan;
   Kept kept = {plan.key_limit, kMaxVocab, 0};
   if (plan.state == RowState::kWhole) {
     // Every warp adds up all segments: no barrier, and the sum is the same.
-    kept.weight = warp_total(d.segments, [&](int i) { return w.segment_weight[int64_t(row) * d.segments + i]; });
+    kept.weight = warp_total(source.segments, [&](int i) { return segment_weights[i]; });
     return kept;
   }
   auto tokens = [&](auto take) { source.visit(take); };

@@ -40,8 +40,11 @@ __global__ void __launch_bounds__(1024) target_kernel(Rows p, Division d, Worksp
   const int row = int(blockIdx.x);
   const RowPlan plan = final_plan(p, w, row);
   Target target = {plan.state, plan.largest_index, plan.largest, plan.temperature, {}};
-  if (plan.state != RowState::kUnusable && plan.state != RowState::kGreedy)
-    target.kept = resolve<T>(p, d, w, plan, row, reinterpret_cast<SearchMemory*>(memory));
+  if (plan.state != RowState::kUnusable && plan.state != RowState::kGreedy) {
+    FinishMemory* const finish = reinterpret_cast<FinishMemory*>(memory);
+    const InQuestion<T> source(p, d, w, plan, row, finish);
+    target.kept = resolve(source, filters_of(p, row), w.segment_weight + int64_t(row) * d.segments, &finish->search);
+  }
   if (threadIdx.x == 0) targets[row] = target;
 }
 
