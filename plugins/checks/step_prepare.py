@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ class Call:
     """The rows of a batch before a step, and what the last step gave.
 
     sampled: of each row, its tokens that count (num_accepted + 1 of `width`); None for rows that did not run.
-    drafts: None when the call has no draft_tokens. speculative: num_accepted is given.
+    drafts: None when the call has no draft_tokens. speculative: num_accepted is given. counted: num_sampled is.
     """
 
     rows: list[Row]
@@ -40,7 +40,8 @@ class Call:
     block_size: int = 16
     tokens: int = 0
     stops: int = 0
-    speculative: bool = field(default=False)
+    speculative: bool = False
+    counted: bool = True
 
 
 def case_of(name: str, call: Call) -> Case:
@@ -60,6 +61,8 @@ def case_of(name: str, call: Call) -> Case:
         "remaining": int32([row.remaining for row in rows]),
         "next_token": int32([row.next_token for row in rows]),
     }
+    if call.counted:
+        tensors["num_sampled"] = int32([row.num_sampled for row in rows])
     if call.speculative:
         tensors["num_accepted"] = int32([len(s) - 1 if s else POISON for s in call.sampled])
     if call.drafts is not None:
@@ -84,6 +87,8 @@ def case_of(name: str, call: Call) -> Case:
         "cu_seqlens": int32(step.cu_seqlens),
         "logits_indices": int32(step.logits_indices),
     }
+    if call.counted:
+        expected["num_sampled"] = int32([row.num_sampled for row in rows])
     return Case(name, "step_prepare", tensors, expected, {"block_size": float(call.block_size)})
 
 
@@ -104,10 +109,11 @@ def states() -> Call:
         Row(wait, 16, 4, 32, [13]),  # still lacks a block
         Row(Status.STOPPED, 7, 3, 33, [14]),
         Row(Status.EXHAUSTED, 7, 0, 34, [15]),
-        Row(run, 30, 2, 77, [16, 17]),
+        Row(run, 30, 2, 77, [16, 17], num_sampled=9),
+        Row(run, 5, 1, 77, [18], num_sampled=3),  # gets no token
     ]
     sampled = [[100 + i] if row.status is run else None for i, row in enumerate(rows)]
-    sampled[6], sampled[7] = [105], [107]
+    sampled[6], sampled[7], sampled[14] = [105], [107], [-1]
     return Call(rows, sampled, tokens=24, stops=2)
 
 
@@ -125,11 +131,14 @@ def speculative() -> Call:
         Row(run, 12, 9, 77, [13, 14]),  # the second draft is none
         Row(run, 13, 9, 77, [15]),  # no slot at all
         Row(Status.WAITING, 12, 9, 31, [16, 17]),  # joins, with drafts
+        Row(run, 12, 9, 77, [18, 19]),  # no token after two that were accepted
     ]
     sampled: list[list[int] | None] = [[40 + i, 50, 60 + i] for i in range(8)]
-    drafts = [[80 + i, 90 + i, 100 + i] for i in range(9)]
+    drafts = [[80 + i, 90 + i, 100 + i] for i in range(10)]
     drafts[6] = drafts[6][:1]
-    return Call(rows, [*sampled, None], drafts, 4, 3, 2, stops=1, speculative=True)
+    return Call(
+        rows, [*sampled, None, [45, 46, -1]], drafts, 4, 3, 2, stops=1, speculative=True, counted=False
+    )
 
 
 def some(seed: int, batch: int, drafts: int, block_size: int, max_blocks: int, tokens: int = 0) -> Call:

@@ -17,13 +17,15 @@ class Status(enum.IntEnum):
     """`next_token` waits for a step: the sequence has just joined, or there is no block for it."""
     STOPPED = 3
     EXHAUSTED = 4
+    FAILED = 5
+    """A negative token was sampled: there was none to choose."""
 
 
 @dataclass
 class Row:
     """One sequence. past_len: tokens in the cache. remaining: tokens that it may still give.
 
-    next_token: its newest token, whose key and value are not in the cache yet.
+    next_token: its newest token, whose key and value are not in the cache yet. num_sampled: tokens that it has given.
     """
 
     status: Status
@@ -32,6 +34,7 @@ class Row:
     next_token: int
     block_ids: Sequence[int]
     stop_tokens: Sequence[int] = ()
+    num_sampled: int = 0
 
 
 @dataclass
@@ -48,14 +51,17 @@ class Step:
 def advance(row: Row, sampled: Sequence[int]) -> int:
     """Gives a running sequence the tokens of the last step, to its end. Returns how many it took.
 
-    A stop token is a token of the sequence, and its last. Each taken token means that one more lies in the cache: the
-    one before it.
+    A stop token is a token of the sequence, and its last; a negative one is none, and ends it too. Each taken
+    token means that one more lies in the cache: the one before it.
     """
     if row.status is not Status.RUNNING:
         return 0
     taken = 0
     row.status = Status.WAITING
     for token in sampled[: row.remaining]:
+        if token < 0:
+            row.status = Status.FAILED
+            break
         taken += 1
         row.next_token = token
         if token in row.stop_tokens:
@@ -63,6 +69,7 @@ def advance(row: Row, sampled: Sequence[int]) -> int:
             break
     row.past_len += taken
     row.remaining -= taken
+    row.num_sampled += taken
     if row.status is Status.WAITING and row.remaining == 0:
         row.status = Status.EXHAUSTED
     return taken

@@ -14,6 +14,7 @@ StepPrepareParams params_of(const Arguments& a) {
   p.block_table = a.data<const int32_t>("block_table");
   p.status = a.data<int32_t>("status"), p.past_lens = a.data<int32_t>("past_lens");
   p.remaining = a.data<int32_t>("remaining"), p.next_token = a.data<int32_t>("next_token");
+  p.num_sampled = a.data<int32_t>("num_sampled");
   p.num_new_tokens = a.data<int32_t>("num_new_tokens");
   p.input_ids = a.data<int32_t>("input_ids"), p.position_ids = a.data<int32_t>("position_ids");
   p.slot_mapping = a.data<int32_t>("slot_mapping"), p.cu_seqlens = a.data<int32_t>("cu_seqlens");
@@ -71,13 +72,14 @@ const Operator kStepPrepare = {
      optional_input("num_accepted", "int32", {"batch"}, "drafts that proved right: one more of `sampled` counts"),
      optional_input("draft_tokens", "int32", {"batch", "drafts"}, "guesses after the newest token; a negative one ends "
                                                                   "them"),
-     optional_input("stop_tokens", "int32", {"batch", "stops"}, "tokens that end a sequence; negative: none"),
+     optional_input("stop_tokens", "int32", {"batch", "stops"}, "tokens that end a sequence; -1: none"),
      input("block_table", "int32", {"batch", "max_blocks"}, "blocks of each sequence; -1: none"),
      inout("status", "int32", {"batch"}, "0 empty, 1 running, 2 waiting (joins, or lacks a block), 3 stopped by a token, "
-                                         "4 exhausted"),
+                                         "4 exhausted, 5 failed by a negative token"),
      inout("past_lens", "int32", {"batch"}, "tokens in the cache"),
      inout("remaining", "int32", {"batch"}, "tokens that the sequence may still give"),
      inout("next_token", "int32", {"batch"}, "the newest token, not in the cache yet"),
+     optional_inout("num_sampled", "int32", {"batch"}, "tokens that the sequence has given: `position` of sampling"),
      output("num_new_tokens", "int32", {"batch"}, "how many of `sampled` the sequence got"),
      output("input_ids", "int32", {"tokens"}, "0 in the padding"),
      output("position_ids", "int32", {"tokens"}, "0 in the padding"),

@@ -57,7 +57,7 @@ class DeviceBatch:
         if drafts:
             self.tensors["num_accepted"] = torch.zeros(batch, dtype=torch.int32)
             self.tensors["draft_tokens"] = torch.full((batch, drafts), -1, dtype=torch.int32)
-        for name in ("status", "past_lens", "remaining", "next_token", "num_new_tokens"):
+        for name in ("status", "past_lens", "remaining", "next_token", "num_sampled", "num_new_tokens"):
             self.tensors[name] = torch.zeros(batch, dtype=torch.int32)
         for name in ("input_ids", "position_ids", "slot_mapping", "logits_indices"):
             self.tensors[name] = torch.zeros(rows, dtype=torch.int32)
@@ -218,6 +218,7 @@ def test_speculation_gives_each_sequence_the_tokens_of_plain_decoding(library: L
             tensors["sampled"][row] = int32([*results, -9, -9, -9, -9][: 1 + drafts])
         steps += 1
     assert texts == wanted
+    assert tensors["num_sampled"].tolist() == [goal] * batch
     assert goal / (1 + drafts) < steps < goal
 
 

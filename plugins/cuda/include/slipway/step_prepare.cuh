@@ -16,6 +16,7 @@ enum StepStatus : int32_t {
   kStepWaiting = 2,    // next_token waits for a step: it has just joined, or there is no block for it
   kStepStopped = 3,    // ended by one of its stop tokens
   kStepExhausted = 4,  // ended because it may have no more tokens
+  kStepFailed = 5,     // ended by a negative token: there was none to choose, its logits are no numbers
 };
 
 // Speculation: a row of the last step had 1 + drafts tokens, of which num_accepted drafts proved right; then
@@ -24,7 +25,7 @@ struct StepPrepareParams {
   const int32_t* sampled = nullptr;       // [batch, width] what the last step gave; read of running rows alone
   const int32_t* num_accepted = nullptr;  // [batch] 0 to width - 1; null: 0
   const int32_t* draft_tokens = nullptr;  // [batch, drafts] guesses after the newest token, up to a negative one
-  const int32_t* stop_tokens = nullptr;   // [batch, stops] tokens that end a sequence; negative: none
+  const int32_t* stop_tokens = nullptr;   // [batch, stops] tokens that end a sequence; -1: none
   const int32_t* block_table = nullptr;   // [batch, max_blocks] -1: no block
 
   // In and out, [batch].
@@ -32,6 +33,7 @@ struct StepPrepareParams {
   int32_t* past_lens = nullptr;   // tokens in the cache before the last step; before the next one
   int32_t* remaining = nullptr;   // tokens that the sequence may still give; at least 1 while it runs
   int32_t* next_token = nullptr;  // the newest token, whose key and value are not in the cache yet
+  int32_t* num_sampled = nullptr;  // tokens that the sequence has given: the sampler's position; optional
 
   // Out.
   int32_t* num_new_tokens = nullptr;  // [batch] how many of `sampled` the sequence really got; 0 unless it ran
@@ -59,7 +61,7 @@ struct Row {
 __device__ __forceinline__ bool is_stop(const StepPrepareParams& p, int b, int token) {
   for (int i = 0; i < p.stops; i++) {
     const int stop = p.stop_tokens[int64_t(b) * p.stops + i];
-    if (stop >= 0 && stop == token) return true;
+    if (stop == token) return true;
   }
   return false;
 }
@@ -71,13 +73,18 @@ __device__ __forceinline__ void advance(const StepPrepareParams& p, int b, Row& 
   const int accepted = p.num_accepted != nullptr ? p.num_accepted[b] : 0;
   ptx::device_check(accepted >= 0 && accepted < p.width, "num_accepted is beyond the sampled tokens");
   const int most = accepted + 1 < row.remaining ? accepted + 1 : row.remaining;
-  bool stopped = false;
-  while (row.num_new < most && !stopped) {
-    row.token = p.sampled[int64_t(b) * p.width + row.num_new++];
-    stopped = is_stop(p, b, row.token);
+  row.status = kStepWaiting;
+  while (row.num_new < most && row.status == kStepWaiting) {
+    const int token = p.sampled[int64_t(b) * p.width + row.num_new];
+    if (token < 0) {
+      row.status = kStepFailed;
+    } else {
+      row.token = token, row.num_new++;
+      if (is_stop(p, b, token)) row.status = kStepStopped;
+    }
   }
   row.past += row.num_new, row.remaining -= row.num_new;
-  row.status = stopped ? kStepStopped : row.remaining <= 0 ? kStepExhausted : kStepWaiting;
+  if (row.status == kStepWaiting && row.remaining <= 0) row.status = kStepExhausted;
 }
 
 // The slot of a position; -1 when the sequence has no block for it.
@@ -142,6 +149,7 @@ __global__ void __launch_bounds__(kStepPrepareThreads) step_prepare_kernel(StepP
     if (b >= p.batch) continue;
     p.status[b] = row.status, p.past_lens[b] = row.past, p.remaining[b] = row.remaining;
     p.next_token[b] = row.token, p.num_new_tokens[b] = row.num_new;
+    if (p.num_sampled != nullptr) p.num_sampled[b] += row.num_new;
     p.cu_seqlens[b] = start;
     for (int i = 0; i < count; i++) {
       p.input_ids[start + i] = i == 0 ? row.token : p.draft_tokens[int64_t(b) * p.drafts + i - 1];

@@ -18,7 +18,7 @@ FAULTS = [
     Fault(
         "goes on after a stop token",
         KERNEL,
-        "while (row.num_new < most && !stopped)",
+        "while (row.num_new < most && row.status == kStepWaiting)",
         "while (row.num_new < most)",
     ),
     Fault(
@@ -29,22 +29,30 @@ FAULTS = [
     ),
     Fault("the last stop token is missed", KERNEL, "i < p.stops; i++", "i < p.stops - 1; i++"),
     Fault(
-        "a negative stop token stops",
+        "a place without a stop token stops",
         KERNEL,
-        "if (stop >= 0 && stop == token)",
+        "if (stop == token)",
         "if (stop < 0 || stop == token)",
     ),
+    Fault("no token is a token", KERNEL, "if (token < 0) {", "if (token < -1) {"),
+    Fault(
+        "tokens before none are lost",
+        KERNEL,
+        "      row.status = kStepFailed;\n",
+        "      row.status = kStepFailed, row.num_new = 0;\n",
+    ),
+    Fault("tokens given are not counted", KERNEL, "p.num_sampled[b] += row.num_new", "p.num_sampled[b] += 1"),
     Fault(
         "exhausted before stopped",
         KERNEL,
-        "stopped ? kStepStopped : row.remaining <= 0 ? kStepExhausted : kStepWaiting",
-        "row.remaining <= 0 ? kStepExhausted : stopped ? kStepStopped : kStepWaiting",
+        "if (row.status == kStepWaiting && row.remaining <= 0)",
+        "if (row.remaining <= 0)",
     ),
     Fault(
         "one token more than allowed",
         KERNEL,
-        "row.remaining <= 0 ? kStepExhausted",
-        "row.remaining < 0 ? kStepExhausted",
+        "row.status == kStepWaiting && row.remaining <= 0",
+        "row.status == kStepWaiting && row.remaining < 0",
     ),
     Fault("the length lags", KERNEL, "row.past += row.num_new, ", "row.past += row.num_new > 1, "),
     Fault(
