@@ -29,7 +29,7 @@ AttentionLimits limits_of(const Arguments& a) {
   l.heads = int(a.integer("num_heads")), l.kv_heads = int(a.integer("kv_num_heads"));
   l.max_length = int(a.integer("max_length")), l.pool_tokens = a.integer("pool_tokens");
   l.window = int(a.integer("local_window_size")), l.chunk = int(a.integer("chunk"));
-  l.max_split_tokens = int(a.integer("max_split_tokens")), l.workers = attention_workers();
+  l.max_split_tokens = int(a.integer("max_split_tokens")), l.workers = attention_workers(a.integer("workers"));
   return l;
 }
 
@@ -67,7 +67,8 @@ const Operator kAttentionPlan = {
      integer_attribute("pool_tokens", 1, 1, int64_t(1) << 40, "blocks of the pools times block_size"),
      integer_attribute("local_window_size", -1, -1, 1 << 28, "keys that a query sees, its own included; -1: all"),
      integer_attribute("chunk", 512, 64, 1 << 24, "keys between two cuts; a multiple of 64"),
-     integer_attribute("max_split_tokens", 8, 1, 1 << 24, "sequences with more new tokens are not split")},
+     integer_attribute("max_split_tokens", 8, 1, 1 << 24, "sequences with more new tokens are not split"),
+     integer_attribute("workers", 0, 0, 1 << 16, "blocks that the work is dealt out to; 0: two a multiprocessor")},
     metadata_bytes,
     run,
     {"attention_metadata: at least as many bytes as slipway_workspace_bytes says (which may be asked with an "

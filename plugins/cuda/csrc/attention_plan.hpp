@@ -7,8 +7,8 @@
 
 namespace slipway {
 
-// Blocks that paged attention runs as, on the current device: two fit a multiprocessor.
-inline int attention_workers() { return 2 * device().sm_count; }
+// Blocks that paged attention runs as: `wanted`, or if that is 0 two for each multiprocessor of the current device.
+inline int attention_workers(int64_t wanted = 0) { return wanted > 0 ? int(wanted) : 2 * device().sm_count; }
 
 // Ints that the attention_metadata of a step needs.
 inline int64_t attention_metadata_ints(const AttentionLimits& limits) { return AttentionPlanLayout(limits).ints; }

@@ -18,7 +18,7 @@ AttentionLimits limits_of(const Arguments& a) {
   l.max_length = int(a.dim("max_blocks") * a.dim("block_size"));
   l.pool_tokens = a.dim("num_blocks") * a.dim("block_size");
   l.window = int(a.integer("local_window_size")), l.chunk = int(a.integer("chunk"));
-  l.max_split_tokens = int(a.integer("max_split_tokens")), l.workers = attention_workers();
+  l.max_split_tokens = int(a.integer("max_split_tokens")), l.workers = attention_workers(a.integer("workers"));
   return l;
 }
 
@@ -243,6 +243,7 @@ const Operator kPagedAttention = {
      integer_attribute("local_window_size", -1, -1, 1 << 28, "w: a query sees the w last keys, its own included; -1: all"),
      integer_attribute("chunk", 512, 64, 1 << 24, "keys between two cuts of a sequence; a multiple of 64"),
      integer_attribute("max_split_tokens", 8, 1, 1 << 24, "sequences with more new tokens are not split"),
+     integer_attribute("workers", 0, 0, 1 << 16, "blocks that the work is dealt out to; 0: two a multiprocessor"),
      attribute("norm_epsilon", 1e-6, 0, 1, "added to the mean square by the norms")},
     workspace_bytes,
     run,
