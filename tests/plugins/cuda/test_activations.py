@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from plugins.checks import activations
+from plugins.checks import gated_activation as checks
 from plugins.cuda.case import Scale, relative_error
 from plugins.cuda.emulated import Build, check
 from plugins.reference.activations import Activation, activated, activation, gated_activation
@@ -19,7 +19,7 @@ OPERATORS = ("activation", "gated_activation")
     ("flavour", "scale", "seed"), [("plain", "small", 1), ("asan", "small", 2), ("tsan", "quick", 3)]
 )
 def test_kernels_give_what_the_reference_gives(flavour: str, scale: str, seed: int) -> None:
-    assert check(activations.cases(Scale(scale), seed), Build(flavour, OPERATORS), seed=seed) == {}
+    assert check(checks.cases(Scale(scale), seed), Build(flavour, OPERATORS), seed=seed) == {}
 
 
 def test_the_reference_is_torchs_function() -> None:

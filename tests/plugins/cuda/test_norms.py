@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from plugins.checks import norms
+from plugins.checks import rms_norm as checks
 from plugins.checks._rows import decided
 from plugins.cuda.case import Scale, relative_error
 from plugins.cuda.company import differences
@@ -21,12 +21,12 @@ OPERATORS = ("layer_norm", "rms_norm")
     ("flavour", "scale", "seed"), [("plain", "small", 1), ("asan", "small", 2), ("tsan", "quick", 3)]
 )
 def test_kernels_give_what_the_reference_gives(flavour: str, scale: str, seed: int) -> None:
-    assert check(norms.cases(Scale(scale), seed), Build(flavour, OPERATORS), seed=seed) == {}
+    assert check(checks.cases(Scale(scale), seed), Build(flavour, OPERATORS), seed=seed) == {}
 
 
 def test_a_row_does_not_depend_on_the_others() -> None:
     build = Build("plain", OPERATORS)
-    for company in norms.companies(seed=4, requests=5):
+    for company in checks.companies(seed=4, requests=5):
         alone, among = run([company.alone, company.among], build)
         assert differences(company, alone.tensors, among.tensors) == []
 

@@ -14,7 +14,7 @@ from plugins.reference.activations import Activation, activation, gated_activati
 from plugins.reference.rows import quantize
 
 from ._rows import SCALE_TOLERANCE, TOLERANCE, decided, dtype_name, scale_of
-from .norms import HIDDEN, KEPT, MANY_ROWS, ROWS
+from .rms_norm import HIDDEN, KEPT, MANY_ROWS, ROWS
 
 UNCERTAINTY = 5e-6
 """Of a result, relative: the kernel's exp is the fast one."""
@@ -82,16 +82,16 @@ def case_of(setup: Setup, seed: int) -> Case:
 
 
 def quick_setups() -> Iterator[Setup]:
-    """Few and short, yet each form of the kernel with each function and kind of result."""
+    """Few and short, all float16, yet each form of the kernel with each function and kind of result."""
     base = Setup()
     for kind in Activation:
         yield replace(base, kind=kind, rows=17, columns=72)
     for setup in (
-        replace(base, columns=100, dtype=torch.bfloat16, out=torch.int8, own_scale=True),
+        replace(base, columns=100, out=torch.int8, own_scale=True),
         replace(base, rows=14, columns=1032, out=torch.float8_e4m3fn, own_scale=True),
-        replace(base, rows=2, columns=1100, dtype=torch.float32, kind=Activation.GELU_TANH),
+        replace(base, rows=2, columns=1100, kind=Activation.GELU_TANH),
         replace(base, rows=MANY_ROWS, columns=8, out=torch.int8),
-        replace(base, rows=1, columns=KEPT + 8, dtype=torch.bfloat16, out=torch.int8),
+        replace(base, rows=1, columns=KEPT + 8, out=torch.int8),
     ):
         yield setup
         yield replace(setup, operator="activation", bias=setup.columns != 8)
@@ -100,6 +100,8 @@ def quick_setups() -> Iterator[Setup]:
 def small_setups() -> Iterator[Setup]:
     """The quick ones; all rows and lengths; all dtypes with all outputs."""
     yield from quick_setups()
+    yield Setup(rows=1, columns=KEPT + 8, dtype=torch.bfloat16)
+    yield Setup(rows=2, columns=1100, dtype=torch.float32, kind=Activation.GELU_ERF)
     both = itertools.cycle(("gated_activation", "activation"))
     types = itertools.cycle((torch.float16, torch.bfloat16, torch.float32))
     for (rows, columns), kind in zip(
