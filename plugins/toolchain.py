@@ -6,20 +6,38 @@ import fcntl
 import os
 import shlex
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from model_repo.runtime.errors import BadInput, SlipwayError
 
+QUOTED_LINES = 30
+"""Lines of a failing command's words that an error quotes."""
 
-def run_command(command: Sequence[str], quoted_lines: int = 30) -> str:
-    """Standard output and error of a command, in that order. Raises SlipwayError with its words when it fails."""
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode != 0:
-        words = "\n".join((result.stderr or result.stdout).splitlines()[:quoted_lines])
-        raise SlipwayError(f"{shlex.join(command)} failed with exit code {result.returncode}:\n{words}")
-    return result.stdout + result.stderr
+
+def run_command(command: Sequence[str]) -> str:
+    """What a command printed, standard output first. Raises SlipwayError with its words when it fails."""
+    return run_measured(command)[0]
+
+
+def run_measured(command: Sequence[str]) -> tuple[str, float]:
+    """What a command printed, and the processor seconds that it and what it started took. Raises as run_command."""
+    with (
+        tempfile.TemporaryFile("w+", errors="replace") as out,
+        tempfile.TemporaryFile("w+", errors="replace") as err,
+    ):
+        process = subprocess.Popen(command, stdout=out, stderr=err)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        for file in (out, err):
+            file.seek(0)
+        printed, complaints = out.read(), err.read()
+    if process.returncode != 0:
+        words = "\n".join((complaints or printed).splitlines()[:QUOTED_LINES])
+        raise SlipwayError(f"{shlex.join(command)} failed with exit code {process.returncode}:\n{words}")
+    return printed + complaints, usage.ru_utime + usage.ru_stime
 
 
 def cache_folder(beside: Path, what: str) -> Path:

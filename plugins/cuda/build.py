@@ -22,7 +22,7 @@ from pathlib import Path
 
 from model_repo.runtime.errors import SlipwayError
 from plugins.console import print_table, progress
-from plugins.toolchain import cache_folder, locked, run_command
+from plugins.toolchain import cache_folder, locked, run_command, run_measured
 
 from .nvcc import DEFAULT_ARCHITECTURES, Architecture, Nvcc, find_nvcc, parse_architectures
 from .units import FOLDER, all_units, include_folders, unit_hash
@@ -52,10 +52,14 @@ KEPT_SECONDS = 14 * 86400
 
 @dataclass(frozen=True)
 class BuiltUnit:
-    """One object file: how long its compilation took, when it was compiled, and what ptxas said of its kernels."""
+    """One object file, and what its compilation took and said, when it was compiled. ptxas: of its kernels.
+
+    seconds: by the clock, other units beside it; cpu_seconds: of processors, whatever ran beside it.
+    """
 
     unit: str
     seconds: float
+    cpu_seconds: float
     cached: bool
     object_file: Path
     ptxas: str
@@ -82,7 +86,13 @@ class Build:
             "host_compiler": self.compiler.host_compiler,
             "link_seconds": round(self.link_seconds, 2),
             "units": [
-                {"unit": u.unit, "seconds": round(u.seconds, 2), "cached": u.cached} for u in self.units
+                {
+                    "unit": u.unit,
+                    "seconds": round(u.seconds, 2),
+                    "cpu_seconds": round(u.cpu_seconds, 2),
+                    "cached": u.cached,
+                }
+                for u in self.units
             ],
         }
 
@@ -192,19 +202,21 @@ def _compile(plan: _Plan, unit: Path, extra: Sequence[str] = ()) -> BuiltUnit:
         for file in (target, record):
             os.utime(file)
         known = json.loads(record.read_text(encoding="utf-8"))
-        return BuiltUnit(unit.name, known["seconds"], True, target, known["ptxas"])
+        return BuiltUnit(unit.name, known["seconds"], known["cpu_seconds"], True, target, known["ptxas"])
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=plan.output, prefix="compiling-") as name:
         made = Path(name) / target.name
-        words = run_command(plan.command(unit, made, extra))
+        words, cpu_seconds = run_measured(plan.command(unit, made, extra))
         if plan.object_hash(unit, extra) != digest:
             raise SlipwayError(f"{unit.name} or a header of it changed while it was compiled: build again")
         seconds = time.perf_counter() - started
         notes = Path(name) / record.name
-        notes.write_text(json.dumps({"seconds": seconds, "ptxas": words}), encoding="utf-8")
+        notes.write_text(
+            json.dumps({"seconds": seconds, "cpu_seconds": cpu_seconds, "ptxas": words}), encoding="utf-8"
+        )
         notes.replace(record)
         made.replace(target)
-    return BuiltUnit(unit.name, seconds, False, target, words)
+    return BuiltUnit(unit.name, seconds, cpu_seconds, False, target, words)
 
 
 def _link(plan: _Plan, built: Sequence[BuiltUnit]) -> Build:
@@ -267,11 +279,19 @@ def _remove_unused(output: Path) -> None:
 def print_build(result: Build) -> None:
     """The table of seconds a unit, and where the library lies."""
     rows = [
-        (u.unit, round(u.seconds, 1), "" if u.cached else "compiled", u.object_file.stat().st_size >> 10)
+        (
+            u.unit,
+            round(u.seconds, 1),
+            round(u.cpu_seconds, 1),
+            "" if u.cached else "compiled",
+            u.object_file.stat().st_size >> 10,
+        )
         for u in sorted(result.units, key=lambda u: -u.seconds)
     ]
     names = ", ".join(a.name for a in result.architectures)
-    print_table(f"CUDA kernels for {names}", ("unit", "seconds", "this time", "KiB"), rows)
+    print_table(f"CUDA kernels for {names}", ("unit", "seconds", "of CPU", "this time", "KiB"), rows)
+    total = sum(unit.cpu_seconds for unit in result.units)
+    print(f"{total:.0f} s of CPU for all units, when each was compiled")
     print(f"{result.library} (linked in {result.link_seconds:.1f} s)")
 
 

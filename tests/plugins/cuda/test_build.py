@@ -122,7 +122,7 @@ def test_record_says_how_it_was_built(sources: Path) -> None:
     assert record["architectures"] == ["sm_90a", "sm_120a"]
     assert record["build_hash"] == result.build_hash
     assert record["nvcc"] == nvcc.find_nvcc().version
-    assert {unit["unit"]: unit["seconds"] > 0 for unit in record["units"]} == {
+    assert {unit["unit"]: unit["seconds"] > 0 and unit["cpu_seconds"] > 0 for unit in record["units"]} == {
         "doubled.cu": True,
         "doubled_sm90.cu": True,
         "interface.cpp": True,
@@ -143,12 +143,11 @@ def test_failing_unit_is_quoted_and_nothing_is_published(sources: Path) -> None:
 def test_header_that_changes_during_compilation_is_noticed(
     sources: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(command: list[str]) -> str:
-        if "-c" in command:
-            (sources / "include" / "scale.cuh").write_text("// another\nconstexpr float kFactor = 3.0f;\n")
-        return ""
+    def run(command: list[str]) -> tuple[str, float]:
+        (sources / "include" / "scale.cuh").write_text("// another\nconstexpr float kFactor = 3.0f;\n")
+        return "", 0.0
 
-    monkeypatch.setattr(cuda_build, "run_command", run)
+    monkeypatch.setattr(cuda_build, "run_measured", run)
     with pytest.raises(SlipwayError, match=r"doubled.*changed while it was compiled"):
         build(sources)
 
