@@ -195,16 +195,17 @@ INT8, E4M3 = torch.int8, torch.float8_e4m3fn
 
 QUICK = (
     Setup(rotary_dim=64, unwritten=2),
-    Setup(kv_heads=3, dtype=BFLOAT, key_dim=80, value_dim=40, rotary_dim=32, padding=2, heads=4, packed=True),
+    Setup(kv_heads=3, key_dim=80, value_dim=40, rotary_dim=32, padding=2, heads=4, packed=True),
     Setup(
         key_dim=72, value_dim=72, rotary_dim=72, pool=INT8, heads=3, float_table=False, padding=1, unwritten=1
     ),
     Setup(key_dim=96, value_dim=64, rotary_dim=40, interleaved=True, pool=INT8, scales="token", unwritten=1),
-    Setup(dtype=BFLOAT, pool=E4M3, rotary_dim=24, interleaved=True, float_table=False, packed=True),
+    Setup(pool=E4M3, rotary_dim=24, interleaved=True, float_table=False, packed=True),
     Setup(tokens=17, block_size=32, pool=E4M3, scales="token", rotary_dim=24, heads=2, unwritten=3),
     Setup(dtype=BFLOAT, kv_heads=1, pool=E4M3, scales="one"),
     Setup(norm=True, rotary_dim=64, heads=3, key_dim=80, value_dim=64),
     Setup(dtype=FLOAT, key_dim=36, value_dim=20, rotary_dim=20, heads=1),
+    Setup(key_dim=7, value_dim=5, rotary_dim=6, kv_heads=3, heads=2),
 )
 SMALL = (
     *QUICK,
@@ -230,7 +231,6 @@ SMALL = (
     ),
     Setup(tokens=17, key_dim=256, value_dim=256, rotary_dim=256, block_size=256, pool=INT8, scales="token"),
     Setup(tokens=17, key_dim=512, value_dim=512, rotary_dim=64, interleaved=True, block_size=64),
-    Setup(tokens=17, key_dim=7, value_dim=5, rotary_dim=6, kv_heads=3, heads=2),
     Setup(key_dim=7, value_dim=5, rotary_dim=4, interleaved=True, kv_heads=3, pool=INT8),
     Setup(key_dim=20, value_dim=12, rotary_dim=20, pool=E4M3, scales="token", dtype=BFLOAT),
     Setup(dtype=FLOAT, key_dim=80, value_dim=80, rotary_dim=80, pool=HALF, heads=2),
@@ -310,12 +310,33 @@ def adversarial(generator: torch.Generator) -> Iterator[Case]:
         yield replace(case, tensors=tensors, expected=expected)
 
 
+def tiny(generator: torch.Generator) -> Case:
+    """Tables so small that the scales of all turned rows cannot be divided by."""
+    case = case_of(Setup(pool=INT8, scales="token", rotary_dim=64), generator, "tiny ")
+    tables = Rotary(case.tensors["cos"] * 1e-38, case.tensors["sin"] * 1e-38)
+    want = kv_write(
+        *(case.tensors[name] for name in ("key", "value", "key_cache", "value_cache", "slot_mapping")),
+        position_ids=case.tensors["position_ids"],
+        rotary=tables,
+        scales=TokenScales(case.tensors["key_token_scale"], case.tensors["value_token_scale"]),
+    )
+    assert want.token_scales is not None
+    expected = {
+        "key_cache": want.key_cache,
+        "value_cache": want.value_cache,
+        "key_token_scale": want.token_scales.key,
+        "value_token_scale": want.token_scales.value,
+    }
+    return replace(case, tensors={**case.tensors, "cos": tables.cos, "sin": tables.sin}, expected=expected)
+
+
 def cases(scale: Scale, seed: int) -> Iterator[Case]:
     """See `plugins.checks`."""
     generator = torch.Generator().manual_seed(seed)
     for setup in {Scale.QUICK: QUICK, Scale.SMALL: SMALL, Scale.FULL: (*SMALL, *full())}[scale]:
         yield case_of(setup, generator)
     yield from adversarial(generator)
+    yield tiny(generator)
     if scale is not Scale.QUICK:
         yield from refused(generator)
 

@@ -10,7 +10,7 @@
 namespace slipway {
 namespace {
 
-// The widest access of at most 16 bytes that every one of `bytes` (addresses, strides, offsets, lengths) allows.
+// The widest access of at most 16 bytes that all of `bytes` (addresses, strides, offsets, lengths) allow.
 int widest_access(std::initializer_list<int64_t> bytes) {
   int64_t all = 16;
   for (int64_t b : bytes) all |= b;
@@ -19,7 +19,8 @@ int widest_access(std::initializer_list<int64_t> bytes) {
 int64_t address(const void* p) { return int64_t(reinterpret_cast<uintptr_t>(p)); }
 
 int stride_of(int64_t stride) {
-  require(stride >= 0 && stride <= INT32_MAX, "a stride of %lld elements; allowed are 0 to 2^31 - 1", (long long)stride);
+  require(stride >= 0 && stride <= INT32_MAX, "a stride of %lld elements; allowed are 0 to 2^31 - 1",
+          (long long)stride);
   return int(stride);
 }
 
@@ -49,7 +50,8 @@ KvWritePlan plan_of(const KvWriteParams& p, int64_t new_bytes, int64_t pool_byte
   KvWritePart& value = plan.parts[2];
   value.source = p.value, value.target = p.value_cache;
   value.token_stride = stride_of(p.value_token_stride), value.head_stride = stride_of(p.value_head_stride);
-  value.target_token_stride = stride_of(int64_t(pool_row) * p.value_dim), value.target_head_stride = p.value_dim;
+  value.target_token_stride = stride_of(int64_t(pool_row) * p.value_dim),
+  value.target_head_stride = p.value_dim;
   value.scale = p.value_scale, value.scale_stride = int(p.value_scale_stride);
   value.token_scale = p.value_token_scale;
   value.size = p.value_dim, value.rotary_dim = 0, value.first_head = p.heads + p.kv_heads;
@@ -58,8 +60,8 @@ KvWritePlan plan_of(const KvWriteParams& p, int64_t new_bytes, int64_t pool_byte
     // Runs begin and end at multiples of 8 elements, at halves of rotary_dim, and at the end of the head.
     const int64_t half = r.interleaved ? 0 : part.rotary_dim / 2;
     auto widest = [&](const void* data, int64_t token_stride, int64_t head_stride, int64_t bytes) {
-      return widest_access({address(data), token_stride * bytes, head_stride * bytes, half * bytes, 2 * half * bytes,
-                            part.size * bytes, kRun * bytes});
+      return widest_access({address(data), token_stride * bytes, head_stride * bytes, half * bytes,
+                            2 * half * bytes, part.size * bytes, kRun * bytes});
     };
     part.access = widest(part.source, part.token_stride, part.head_stride, new_bytes);
     part.target_access = widest(part.target, part.target_token_stride, part.target_head_stride,
@@ -75,13 +77,15 @@ KvWritePlan plan_of(const KvWriteParams& p, int64_t new_bytes, int64_t pool_byte
 }
 
 void check(const KvWriteParams& p, DType pool_type) {
-  require(p.key_dim >= 1 && p.key_dim <= kMaxKvHeadSize, "key_dim is %d; allowed are 1 to %d", p.key_dim, kMaxKvHeadSize);
-  require(p.value_dim >= 1 && p.value_dim <= kMaxKvHeadSize, "value_dim is %d; allowed are 1 to %d", p.value_dim,
+  require(p.key_dim >= 1 && p.key_dim <= kMaxKvHeadSize, "key_dim is %d; allowed are 1 to %d", p.key_dim,
           kMaxKvHeadSize);
+  require(p.value_dim >= 1 && p.value_dim <= kMaxKvHeadSize, "value_dim is %d; allowed are 1 to %d",
+          p.value_dim, kMaxKvHeadSize);
   const int rotary_dim = p.rotary.rotary_dim;
   require(rotary_dim % 2 == 0 && rotary_dim >= 0 && rotary_dim <= p.key_dim,
           "rotary_dim is %d; it must be even and at most key_dim, %d", rotary_dim, p.key_dim);
-  require(rotary_dim == 0 || p.position_ids != nullptr || p.tokens == 0, "cos and sin are given without position_ids");
+  require(rotary_dim == 0 || p.position_ids != nullptr || p.tokens == 0,
+          "cos and sin are given without position_ids");
   const bool quantized = pool_type == kInt8 || pool_type == kFloat8E4M3;
   const bool fixed = p.key_scale != nullptr && p.value_scale != nullptr;
   const bool by_token = p.key_token_scale != nullptr && p.value_token_scale != nullptr;
@@ -137,12 +141,14 @@ void run(const Arguments& a, void*, void* stream) {
   p.key_scale = a.data<const float>("key_scale"), p.value_scale = a.data<const float>("value_scale");
   p.key_scale_stride = p.key_scale && a.tensor("key_scale").shape[0] > 1;
   p.value_scale_stride = p.value_scale && a.tensor("value_scale").shape[0] > 1;
-  p.key_token_scale = a.data<float>("key_token_scale"), p.value_token_scale = a.data<float>("value_token_scale");
+  p.key_token_scale = a.data<float>("key_token_scale"),
+  p.value_token_scale = a.data<float>("value_token_scale");
   require(a.has("cos") == a.has("sin"), "cos and sin must be given together");
   if (a.has("cos")) {
-    require(a.type("cos") == kFloat32 || a.type("cos") == a.type("T"), "cos is %s; allowed are float32 and key's type",
-            dtype_name(a.type("cos")));
-    p.rotary = {a.data("cos"), a.data("sin"), a.type("cos") == kFloat32, a.integer("rotary_interleaved") != 0,
+    require(a.type("cos") == kFloat32 || a.type("cos") == a.type("T"),
+            "cos is %s; allowed are float32 and key's type", dtype_name(a.type("cos")));
+    const bool interleaved = a.integer("rotary_interleaved") != 0;
+    p.rotary = {a.data("cos"), a.data("sin"), a.type("cos") == kFloat32, interleaved,
                 int(2 * a.dim("rotary_pairs")), a.dim("max_positions")};
   }
   p.position_ids = a.data<const int32_t>("position_ids");
@@ -167,8 +173,8 @@ const std::vector<std::string> kTokenScale = {"num_blocks", "block_size", "kv_he
 
 const Operator kKvWrite = {
     "kv_write",
-    "new keys and values to their slots of the pools: RMS norm, rotary embedding and quantization on the way; queries "
-    "are turned in the same launch",
+    "new keys and values to their slots of the pools: RMS norm, rotary embedding and quantization on the "
+    "way; queries are turned in the same launch",
     {{"T", {kFloat16, kBFloat16, kFloat32}},
      {"C", {kFloat16, kBFloat16, kFloat32, kInt8, kFloat8E4M3}},
      {"R", {kFloat32, kFloat16, kBFloat16}}},
@@ -177,21 +183,26 @@ const Operator kKvWrite = {
      inout("key_cache", "C", {"num_blocks", "block_size", "kv_heads", "key_dim"}, "key pool"),
      inout("value_cache", "C", {"num_blocks", "block_size", "kv_heads", "value_dim"}, "value pool"),
      input("slot_mapping", "int32", {"tokens"}, "block * block_size + offset; negative: nothing is written"),
-     optional_input("cu_seqlens", "int32", {"batch+1"}, "rows from the last element on are padding, left alone"),
+     optional_input("cu_seqlens", "int32", {"batch+1"},
+                    "rows from the last element on are padding, left alone"),
      optional_input("position_ids", "int32", {"tokens"}, "rows of cos and sin; needed with them"),
-     optional_input("cos", "R", {"max_positions", "rotary_pairs"}, "float32 or T; elements from 2 * rotary_pairs on "
-                                                                   "pass through"),
+     optional_input("cos", "R", {"max_positions", "rotary_pairs"},
+                    "float32 or T; elements from 2 * rotary_pairs on pass through"),
      optional_input("sin", "R", {"max_positions", "rotary_pairs"}, "as cos"),
      optional_input("key_scale", "float32", {"1|kv_heads"}, "quantized pools hold round(x * (1 / scale))"),
      optional_input("value_scale", "float32", {"1|kv_heads"}, "the same"),
-     optional_inout("key_token_scale", "float32", kTokenScale, "instead: each row's max |x| / (127 or 448), written"),
+     optional_inout("key_token_scale", "float32", kTokenScale,
+                    "instead: each row's max |x| / (127 or 448), written"),
      optional_inout("value_token_scale", "float32", kTokenScale, "the same"),
-     optional_input("key_norm_weight", "T", {"key_dim"}, "x / sqrt(mean(x^2) + epsilon) * weight before the rotary"),
+     optional_input("key_norm_weight", "T", {"key_dim"},
+                    "x / sqrt(mean(x^2) + epsilon) * weight before the rotary"),
      optional_input("query_norm_weight", "T", {"key_dim"}, "the same"),
-     strided(optional_input("query", "T", {"tokens", "heads", "key_dim"}, "queries to turn; may lie in query_out")),
-     strided(optional_inout("query_out", "T", {"tokens", "heads", "key_dim"}, "normed and turned queries; rows of "
-                                                                              "padding stay"))},
-    {integer_attribute("rotary_interleaved", 0, 0, 1, "pairs are (0, 1), (2, 3), ..., not first with second half"),
+     strided(optional_input("query", "T", {"tokens", "heads", "key_dim"},
+                            "queries to turn; may lie in query_out")),
+     strided(optional_inout("query_out", "T", {"tokens", "heads", "key_dim"},
+                            "normed and turned queries; rows of padding stay"))},
+    {integer_attribute("rotary_interleaved", 0, 0, 1,
+                       "pairs are (0, 1), (2, 3), ..., not first with second half"),
      attribute("epsilon", 1e-6, 0, 1, "added to the mean square")},
     no_workspace,
     run,

@@ -7,8 +7,9 @@
 
 namespace slipway {
 
-// Source and destination may be the same pools, or one of them pinned host memory that the device can reach: copies
-// are loads and stores of 16 bytes by the device, so that the list of pairs can live on it (and in a CUDA graph).
+// Source and destination may be the same pools, or one of them pinned host memory that the device can reach:
+// copies are loads and stores of 16 bytes by the device, so that the list of pairs can live on it (and in a
+// CUDA graph).
 struct BlockCopyParams {
   const unsigned char* source = nullptr;  // [num_pools, source_blocks, block_bytes]
   unsigned char* destination = nullptr;   // [num_pools, destination_blocks, block_bytes]
@@ -18,7 +19,7 @@ struct BlockCopyParams {
   int source_blocks = 0, destination_blocks = 0, num_pools = 0;
   bool same_pools = false;  // source is destination
 
-  const int32_t* pairs = nullptr;  // [num_pairs, 2] source and destination block; skipped when either is negative
+  const int32_t* pairs = nullptr;  // [num_pairs, 2] source and destination block; skipped if one is negative
   int num_pairs = 0;
   int32_t* accepted = nullptr;  // workspace [num_pairs]: the destination, or -1
   int32_t* refused = nullptr;   // [1], counts up
@@ -33,11 +34,12 @@ __device__ __forceinline__ bool asks_nothing(const BlockCopyParams& p, int sourc
   return source < 0 || destination < 0 || (p.same_pools && source == destination);
 }
 
-// Decides which pairs are carried out, one warp a pair. A pair is refused when a block is out of range, when another
-// pair writes the same destination, or (within the same pools) when another pair reads its destination: copies run in
-// no order, so that pair would change what the other one reads.
+// Decides which pairs are carried out, one warp a pair. A pair is refused when a block is out of range, when
+// another pair writes the same destination, or (within the same pools) when another pair reads its
+// destination: copies run in no order, so that pair would change what the other one reads.
 __global__ void __launch_bounds__(kBlockCopyThreads) block_copy_accept_kernel(BlockCopyParams p) {
-  const int pair = (int(blockIdx.x) * kBlockCopyThreads + int(threadIdx.x)) / 32, lane = int(threadIdx.x) % 32;
+  const int pair = (int(blockIdx.x) * kBlockCopyThreads + int(threadIdx.x)) / 32;
+  const int lane = int(threadIdx.x) % 32;
   if (pair >= p.num_pairs) return;
   const int source = p.pairs[2 * pair], destination = p.pairs[2 * pair + 1];
   const bool skipped = asks_nothing(p, source, destination);

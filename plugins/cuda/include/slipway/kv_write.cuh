@@ -1,5 +1,5 @@
-// Writes the step's new keys and values into the pools, with normalization, rotary embedding and quantization on the
-// way, and turns the queries in the same launch when they are given.
+// Writes the step's new keys and values into the pools, with normalization, rotary embedding and quantization
+// on the way, and turns the queries in the same launch when they are given.
 #pragma once
 #include <cstdint>
 
@@ -8,7 +8,8 @@
 namespace slipway {
 
 // T is the type of the new rows (float16, bfloat16, float32), C that of the pools (these, int8, float8 e4m3).
-// Strides are in elements; the last axis of every array is contiguous. Arrays that are optional are null when absent.
+// Strides are in elements; the last axis of every array is contiguous. Arrays that are optional are null when
+// absent.
 struct KvWriteParams {
   const void* key = nullptr;    // [tokens, kv_heads, key_dim] T
   const void* value = nullptr;  // [tokens, kv_heads, value_dim] T
@@ -17,16 +18,17 @@ struct KvWriteParams {
 
   void* key_cache = nullptr;    // [num_blocks, block_size, kv_heads, key_dim] C, contiguous
   void* value_cache = nullptr;  // [num_blocks, block_size, kv_heads, value_dim] C, contiguous
-  const int32_t* slot_mapping = nullptr;  // [tokens] block * block_size + offset, less than num_slots; negative: the
-                                          // token's key and value are written nowhere (its query is still turned)
-  int64_t num_slots = 0;                  // num_blocks * block_size
+  // [tokens] block * block_size + offset, less than num_slots; negative: the token's key and value are
+  // written nowhere (its query is still turned).
+  const int32_t* slot_mapping = nullptr;
+  int64_t num_slots = 0;  // num_blocks * block_size
 
-  // Rows from *live_tokens on are padding: nothing of them is used or written. Optional: all rows are live. This is
-  // &cu_seqlens[batch] of the decoder contract.
+  // Rows from *live_tokens on are padding: nothing of them is used or written. Optional: all rows are live.
+  // This is &cu_seqlens[batch] of the decoder contract.
   const int32_t* live_tokens = nullptr;
 
-  // Quantized pools hold round(x / scale): either the scales are given, one a head ([kv_heads], or one for all heads:
-  // stride 0), or each row's own are computed, max |x| / (127 or 448), and written.
+  // Quantized pools hold round(x / scale): either the scales are given, one a head ([kv_heads], or one for
+  // all heads: stride 0), or each row's own are computed, max |x| / (127 or 448), and written.
   const float* key_scale = nullptr;    // [kv_heads]
   const float* value_scale = nullptr;  // [kv_heads]
   int64_t key_scale_stride = 0, value_scale_stride = 0;

@@ -12,11 +12,12 @@ namespace slipway {
 constexpr float kLeastScale = 1.17549435e-38f;
 constexpr int kKvWriteThreads = 128;
 
-// Where one of the three kinds of rows (queries, keys, values) comes from and goes to. Strides are in elements. Accesses
-// are the widest, in bytes, that all runs of an array allow: 16, 8, 4, or less for single elements.
+// Where one of the three kinds of rows (queries, keys, values) comes from and goes to. Strides are in
+// elements. Accesses are the widest, in bytes, that all runs of an array allow: 16, 8, 4, or less for single
+// elements.
 struct KvWritePart {
   const void* source;  // [tokens, heads, size] T
-  void* target;        // at rows target_token_stride apart: of the token for queries, of its slot for the others
+  void* target;        // [tokens, heads, size] T of the queries; [slots, heads, size] C of the others
   const void* weight;  // [size] T, of the norm; or null
   const float* scale;  // one a head, scale_stride apart; or null
   float* token_scale;  // [slots, heads], or null
@@ -25,8 +26,8 @@ struct KvWritePart {
   int size, rotary_dim, first_head;  // first_head: in the order of a token's heads
 };
 
-// What a launch needs besides the parameters. A group of 2^lanes_log2 threads has a head; each of them holds two runs of
-// 8 elements, chosen so that both elements of a rotary pair are in one thread.
+// What a launch needs besides the parameters. A group of 2^lanes_log2 threads has a head; each of them holds
+// two runs of 8 elements, chosen so that both elements of a rotary pair are in one thread.
 struct KvWritePlan {
   KvWritePart parts[3];  // queries, keys, values
   int heads_of_token, lanes_log2, table_access;
@@ -35,14 +36,16 @@ struct KvWritePlan {
 
 namespace kv_write {
 
-// The elements of a head that one lane holds: [first, first + first_count) and [second, second + second_count), and
-// the rotary pairs [pair, pair + pairs) that these make up.
+// The elements of a head that one lane holds: [first, first + first_count) and [second, second +
+// second_count), and the rotary pairs [pair, pair + pairs) that these make up.
 struct Share {
   int first, first_count, second, second_count;
   int pair, pairs;
 };
 
-__host__ __device__ __forceinline__ int clipped(int count) { return count < 0 ? 0 : count < kRun ? count : kRun; }
+__host__ __device__ __forceinline__ int clipped(int count) {
+  return count < 0 ? 0 : count < kRun ? count : kRun;
+}
 
 // Lanes that a head of `size` elements needs.
 __host__ __device__ __forceinline__ int lanes_of(int size, int rotary_dim, bool interleaved) {
@@ -80,14 +83,16 @@ template <>
 struct Element<int8_t> {
   static constexpr float kMost = 127.0f;
   static __device__ __forceinline__ uint32_t word(const float* x, float factor) {
-    return pack_int8(multiply(x[0], factor), multiply(x[1], factor), multiply(x[2], factor), multiply(x[3], factor));
+    return pack_int8(multiply(x[0], factor), multiply(x[1], factor), multiply(x[2], factor),
+                     multiply(x[3], factor));
   }
 };
 template <>
 struct Element<e4m3> {
   static constexpr float kMost = 448.0f;
   static __device__ __forceinline__ uint32_t word(const float* x, float factor) {
-    return pack_e4m3(multiply(x[0], factor), multiply(x[1], factor), multiply(x[2], factor), multiply(x[3], factor));
+    return pack_e4m3(multiply(x[0], factor), multiply(x[1], factor), multiply(x[2], factor),
+                     multiply(x[3], factor));
   }
 };
 
@@ -134,8 +139,8 @@ __device__ __forceinline__ float most_of_group(float x, int lanes) {
 
 // cos, then sin, of the lane's pairs at one position.
 template <class Table>
-__device__ __forceinline__ void load_angles(float (&angles)[2 * kRun], const RotaryTable& rotary, int64_t position,
-                                            const Share& s, int bytes) {
+__device__ __forceinline__ void load_angles(float (&angles)[2 * kRun], const RotaryTable& rotary,
+                                            int64_t position, const Share& s, int bytes) {
   const int64_t at = position * (rotary.rotary_dim / 2) + s.pair;
   Run<Table> held[2];
   load_two(held[0], static_cast<const Table*>(rotary.cos) + at, s.pairs, held[1],
@@ -158,7 +163,8 @@ __device__ __forceinline__ void turn_share(float (&x)[2 * kRun], const float (&a
 
 }  // namespace kv_write
 
-// One group of lanes a head: first a token's query heads, then its keys, then its values. Blocks of kKvWriteThreads.
+// One group of lanes a head: first a token's query heads, then its keys, then its values. Blocks of
+// kKvWriteThreads.
 template <class T, class C>
 __global__ void __launch_bounds__(kKvWriteThreads, 7) kv_write_kernel(KvWriteParams p, KvWritePlan plan) {
   using namespace kv_write;
@@ -172,8 +178,8 @@ __global__ void __launch_bounds__(kKvWriteThreads, 7) kv_write_kernel(KvWritePar
   const int head = place - part.first_head;
   const Share share = share_of(lane, part.size, part.rotary_dim, p.rotary.interleaved);
 
-  // Everything is asked for at once: the row itself does not wait for the slot or the number of live rows. (Rows of
-  // padding are read in vain; they are few, and memory of the tensor.)
+  // Everything is asked for at once: the row itself does not wait for the slot or the number of live rows.
+  // (Rows of padding are read in vain; they are few, and memory of the tensor.)
   Run<T> held[2] = {};
   int32_t slot = -1, position = 0, live = p.tokens;
   const bool exists = token < p.tokens;
@@ -190,7 +196,8 @@ __global__ void __launch_bounds__(kKvWriteThreads, 7) kv_write_kernel(KvWritePar
 
   float angles[2 * kRun];
   if (turns) {
-    ptx::device_check(position >= 0 && position < p.rotary.max_positions, "position_ids is beyond cos and sin");
+    ptx::device_check(position >= 0 && position < p.rotary.max_positions,
+                      "position_ids is beyond cos and sin");
     if (p.rotary.float_table) load_angles<float>(angles, p.rotary, position, share, plan.table_access);
     else load_angles<T>(angles, p.rotary, position, share, plan.table_access);
   }

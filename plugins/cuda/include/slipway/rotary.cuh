@@ -6,11 +6,11 @@
 
 namespace slipway {
 
-// The tables of one layer. A pair (a, b) of a head at position p becomes (a cos - b sin, b cos + a sin) with cos =
-// cos[p][i] and sin = sin[p][i], where pair i is elements (i, i + rotary_dim / 2), or (2i, 2i + 1) if interleaved.
-// Elements from rotary_dim on pass through.
+// The tables of one layer. A pair (a, b) of a head at position p becomes (a cos - b sin, b cos + a sin) with
+// cos = cos[p][i] and sin = sin[p][i], where pair i is elements (i, i + rotary_dim / 2), or (2i, 2i + 1) if
+// interleaved. Elements from rotary_dim on pass through.
 struct RotaryTable {
-  const void* cos = nullptr;  // [max_positions, rotary_dim / 2] float if `float_table`, else the type of the heads
+  const void* cos = nullptr;  // [max_positions, rotary_dim / 2] float if `float_table`, else the heads' type
   const void* sin = nullptr;  // the same
   bool float_table = true;
   bool interleaved = false;

@@ -9,8 +9,8 @@ namespace slipway {
 
 constexpr int kRun = 8;
 
-// Eight elements as they lie in memory, in whole registers: what has been asked for is not waited for until it is
-// taken apart.
+// Eight elements as they lie in memory, in whole registers: what has been asked for is not waited for until
+// it is taken apart.
 template <class T>
 struct Run {
   static constexpr int kWords = kRun * int(sizeof(T)) / 4, kPerWord = 4 / int(sizeof(T));
@@ -84,8 +84,8 @@ __device__ __forceinline__ void store_elements(T* to, const Run<T>& run, int cou
 
 }  // namespace runs
 
-// The first `count` elements at `from` and `from2`; the others are zero. `bytes`: of an access; both addresses and
-// counts are multiples of it. 16, 8, 4; less: single elements.
+// The first `count` elements at `from` and `from2`; the others are zero. `bytes`: of an access; both
+// addresses and counts are multiples of it. 16, 8, 4; less: single elements.
 template <class T>
 __device__ __forceinline__ void load_two(Run<T>& run, const T* from, int count, Run<T>& run2, const T* from2,
                                          int count2, int bytes) {
@@ -101,8 +101,8 @@ __device__ __forceinline__ void load_two(Run<T>& run, const T* from, int count, 
   }
 }
 template <class T>
-__device__ __forceinline__ void store_two(T* to, const Run<T>& run, int count, T* to2, const Run<T>& run2, int count2,
-                                          int bytes) {
+__device__ __forceinline__ void store_two(T* to, const Run<T>& run, int count, T* to2, const Run<T>& run2,
+                                          int count2, int bytes) {
   constexpr int kMost = Run<T>::kWords >= 4 ? 4 : 2;  // eight elements of one byte are 8 bytes
   if (bytes >= 4 * kMost) {
     runs::store_words<T, kMost>(to, run, count), runs::store_words<T, kMost>(to2, run2, count2);

@@ -1,6 +1,6 @@
-// The tensors of the next decode step from the tokens of the last one, on the device: what the decoder contract calls
-// input_ids, position_ids, cu_seqlens, past_lens, slot_mapping and logits_indices. So a decode step is one replay of a
-// CUDA graph, and the host looks at the results when it likes.
+// The tensors of the next decode step from the tokens of the last one, on the device: what the decoder
+// contract calls input_ids, position_ids, cu_seqlens, past_lens, slot_mapping and logits_indices. So a decode
+// step is one replay of a CUDA graph, and the host looks at the results when it likes.
 #pragma once
 #include <cstdint>
 
@@ -8,8 +8,9 @@
 
 namespace slipway {
 
-// The state of a row of the batch, between steps. A sequence joins, at any time, as kStepWaiting with its first token
-// to compute in next_token; a row whose blocks have run out goes on by itself when the block table has got more.
+// The state of a row of the batch, between steps. A sequence joins, at any time, as kStepWaiting with its
+// first token to compute in next_token; a row whose blocks have run out goes on by itself when the block
+// table has got more.
 enum StepStatus : int32_t {
   kStepEmpty = 0,      // no sequence
   kStepRunning = 1,    // its rows are in the step; a token is awaited
@@ -22,9 +23,9 @@ enum StepStatus : int32_t {
 // Speculation: a row of the last step had 1 + drafts tokens, of which num_accepted drafts proved right; then
 // num_accepted + 1 of its sampled tokens count. Without drafts, width is 1 and num_accepted null.
 struct StepPrepareParams {
-  const int32_t* sampled = nullptr;       // [batch, width] what the last step gave; read of running rows alone
+  const int32_t* sampled = nullptr;       // [batch, width] what the last step gave; read where rows run
   const int32_t* num_accepted = nullptr;  // [batch] 0 to width - 1; null: 0
-  const int32_t* draft_tokens = nullptr;  // [batch, drafts] guesses after the newest token, up to a negative one
+  const int32_t* draft_tokens = nullptr;  // [batch, drafts] guesses of what comes next, up to a negative one
   const int32_t* stop_tokens = nullptr;   // [batch, stops] tokens that end a sequence; -1: none
   const int32_t* block_table = nullptr;   // [batch, max_blocks] -1: no block
 
@@ -36,13 +37,13 @@ struct StepPrepareParams {
   int32_t* num_sampled = nullptr;  // tokens that the sequence has given: the sampler's position; optional
 
   // Out.
-  int32_t* num_new_tokens = nullptr;  // [batch] how many of `sampled` the sequence really got; 0 unless it ran
+  int32_t* num_new_tokens = nullptr;  // [batch] how many of `sampled` the sequence got; 0 unless it ran
   int32_t* input_ids = nullptr;       // [tokens] sequence after sequence; 0 in the padding behind them
   int32_t* position_ids = nullptr;    // [tokens] 0 in the padding
   int32_t* slot_mapping = nullptr;    // [tokens] -1 in the padding
   int32_t* cu_seqlens = nullptr;      // [batch + 1]; rows of the batch that take no part have no tokens
-  int32_t* logits_indices = nullptr;  // [batch, 1 + drafts] token of each wanted row; its last one repeated when there
-                                      // are fewer, 0 when there are none
+  int32_t* logits_indices = nullptr;  // [batch, 1 + drafts] token of each wanted row; the last one repeated
+                                      // when there are fewer, 0 when there are none
 
   int batch = 0, width = 1, drafts = 0, stops = 0, max_blocks = 0, block_size = 0;
   int tokens = 0;  // at least batch * (1 + drafts)
@@ -94,18 +95,19 @@ __device__ __forceinline__ int slot_of(const StepPrepareParams& p, int b, int po
   return block < 0 ? -1 : block * p.block_size + position % p.block_size;
 }
 
-// Tokens of the sequence in the next step: the newest one, and drafts that exist, have a slot and may be needed.
+// Tokens of the sequence in the next step: the newest one, and drafts that exist, have a slot and may be
+// needed.
 __device__ __forceinline__ int tokens_of(const StepPrepareParams& p, int b, const Row& row) {
   if (row.status != kStepWaiting || row.remaining < 1 || slot_of(p, b, row.past) < 0) return 0;
   int count = 1;
-  while (count <= p.drafts && count < row.remaining && p.draft_tokens[int64_t(b) * p.drafts + count - 1] >= 0 &&
-         slot_of(p, b, row.past + count) >= 0)
+  while (count <= p.drafts && count < row.remaining &&
+         p.draft_tokens[int64_t(b) * p.drafts + count - 1] >= 0 && slot_of(p, b, row.past + count) >= 0)
     count++;
   return count;
 }
 
-// Sum of `count` over the threads of the block before this one, and over all of them. `warp_sums`: shared, an int a
-// warp and one more. Every thread of the block calls it.
+// Sum of `count` over the threads of the block before this one, and over all of them. `warp_sums`: shared, an
+// int a warp. Every thread of the block calls it.
 __device__ __forceinline__ int sum_before(int count, int* warp_sums, int& total) {
   const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
   int sum = count;
@@ -157,7 +159,8 @@ __global__ void __launch_bounds__(kStepPrepareThreads) step_prepare_kernel(StepP
       p.slot_mapping[start + i] = slot_of(p, b, row.past + i);
     }
     for (int i = 0; i <= p.drafts; i++)
-      p.logits_indices[int64_t(b) * (p.drafts + 1) + i] = count == 0 ? 0 : start + (i < count ? i : count - 1);
+      p.logits_indices[int64_t(b) * (p.drafts + 1) + i] =
+          count == 0 ? 0 : start + (i < count ? i : count - 1);
   }
   if (threadIdx.x == 0) p.cu_seqlens[p.batch] = begin;
   for (int i = begin + int(threadIdx.x); i < p.tokens; i += kStepPrepareThreads)

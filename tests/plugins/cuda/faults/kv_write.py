@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import torch
+
+from plugins.cuda.case import Case
 from tests.plugins.cuda.mutation import Fault
 
 KERNEL = "include/slipway/kv_write_kernel.cuh"
 RUNS = "include/slipway/runs.cuh"
 ROTARY = "include/slipway/rotary.cuh"
 LAUNCHER = "csrc/kv_write.cu"
+
+DEFINES = ("SLIPWAY_ONLY_FLOAT16",)
+
+
+def chosen(case: Case) -> bool:
+    """Cases that the smaller build can run."""
+    return case.tensors["key"].dtype == torch.float16
+
 
 FAULTS = [
     Fault("a slot of -1 is written", KERNEL, "(is_query || slot >= 0)", "(is_query || slot >= -1)"),
@@ -106,7 +117,10 @@ FAULTS = [
         "value.source = p.value, value.target = p.value_cache, value.weight = p.key_norm_weight;",
     ),
     Fault(
-        "accesses wider than a half allows", LAUNCHER, "half * bytes, 2 * half * bytes,", "2 * half * bytes,"
+        "accesses wider than a half allows",
+        LAUNCHER,
+        "head_stride * bytes, half * bytes,",
+        "head_stride * bytes,",
     ),
     Fault(
         "accesses wider than strides allow",

@@ -74,10 +74,10 @@ FAULTS = [
     Fault(
         "drafts behind the end of drafts",
         KERNEL,
-        "p.draft_tokens[int64_t(b) * p.drafts + count - 1] >= 0 &&",
+        "p.draft_tokens[int64_t(b) * p.drafts + count - 1] >= 0 && ",
         "",
     ),
-    Fault("drafts without a block", KERNEL, " &&\n         slot_of(p, b, row.past + count) >= 0)", ")"),
+    Fault("drafts without a block", KERNEL, " && slot_of(p, b, row.past + count) >= 0)", ")"),
     Fault(
         "drafts shifted",
         KERNEL,
