@@ -1,4 +1,10 @@
 // Atomics and fences.
+//
+// CUDA's atomics are relaxed: they order no other memory. Two threads that talk through one need a __threadfence before
+// it in the one that writes, and after it in the one that reads (PTX ISA, "Memory consistency model", release and
+// acquire patterns). For TSan, an atomic of a thread that has fenced publishes what that thread knows, and a fence
+// takes in what the block's atomics have met. A fence that is missing while another of the same thread came earlier is
+// not found.
 #pragma once
 #include <type_traits>
 
@@ -16,10 +22,19 @@ template <class T, class F>
 T atomic_update(T* p, F f) {
   maybe_yield();
   T old, next;
-  __atomic_load(p, &old, __ATOMIC_ACQUIRE);
+  __atomic_load(p, &old, __ATOMIC_RELAXED);
   do next = f(old);
-  while (!__atomic_compare_exchange(p, &old, &next, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE));
+  while (!__atomic_compare_exchange(p, &old, &next, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+  Internal guard;
+  machine.updated.insert(p);
+  if (machine.cur->fenced) release(p);
   return old;
+}
+
+inline void thread_fence() {
+  Internal guard;
+  machine.cur->fenced = true;
+  for (void* p : machine.updated) acquire(p);
 }
 
 template <class T, class... Allowed>
@@ -34,7 +49,7 @@ constexpr bool kAtomicInteger = kOneOf<T, int, unsigned, unsigned long long>;
   template <class T>                                                                   \
   T name(T* p, std::common_type_t<T> v) {                                              \
     static_assert(__VA_ARGS__, #name " has no form for this type");                    \
-    return emu::atomic_update(p, [=](T old) { return T(expression); });                \
+    return emu::atomic_update(p, [=]([[maybe_unused]] T old) { return T(expression); });                \
   }
 EMU_ATOMIC(atomicAdd, old + v, emu::kAtomicInteger<T> || emu::kOneOf<T, float, double>)
 EMU_ATOMIC(atomicSub, old - v, emu::kOneOf<T, int, unsigned>)
@@ -49,11 +64,11 @@ EMU_ATOMIC(atomicDec, old == 0 || old > v ? v : old - 1, emu::kOneOf<T, unsigned
 #undef EMU_ATOMIC
 template <class T>
 T atomicCAS(T* p, std::common_type_t<T> expected, std::common_type_t<T> v) {
-  static_assert(emu::kAtomicInteger<T>, "atomicCAS has no form for this type");
+  static_assert(emu::kAtomicInteger<T> || emu::kOneOf<T, unsigned short>, "atomicCAS has no form for this type");
   return emu::atomic_update(p, [=](T old) { return old == expected ? T(v) : old; });
 }
 
-inline void __threadfence() {}
-inline void __threadfence_block() {}
-inline void __threadfence_system() {}
+inline void __threadfence() { emu::thread_fence(); }
+inline void __threadfence_block() { emu::thread_fence(); }
+inline void __threadfence_system() { emu::thread_fence(); }
 inline void __nanosleep(unsigned, EMU_HERE) { emu::poll("__nanosleep", emu_where); }

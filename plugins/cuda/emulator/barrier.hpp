@@ -11,7 +11,7 @@ namespace emu {
 EMU_FAST inline int syncthreads(const char* op, bool vote, Where where) {
   Machine& m = machine;
   Thread& t = *m.cur;
-  char* token = &m.token[t.block_syncs++ & 1];
+  char* token = &m.barrier_token[t.block_syncs++ & 1];
   if (m.arrived == 0) m.barrier = where, m.votes = 0;
   if (m.barrier.line != where.line || (m.barrier.file != where.file && std::strcmp(m.barrier.file, where.file) != 0))
     fail(std::string(op) + ": other threads of the block wait in one at " + m.barrier.file + ":" +

@@ -6,6 +6,8 @@
 #include <deque>
 #include <functional>
 #include <map>
+#include <memory>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -47,7 +49,6 @@ struct Thread {
   std::vector<Copy> open;                   // cp.async issued since the last commit
   std::deque<std::vector<Copy>> committed;  // groups not waited for yet
   bool fenced;                              // has called __threadfence
-  std::vector<void*> updated;               // addresses of its atomics since then
 };
 struct Warp {
   uint32_t ready;
@@ -75,10 +76,14 @@ struct Machine {
   unsigned char* smem = nullptr;  // dynamic shared memory
   size_t smem_bytes = 0;
   std::map<std::pair<const void*, int>, Region> arrays;  // shared arrays of the running block, by place in the source
+  std::set<void*> updated;                               // addresses of the block's atomics
   std::vector<std::function<void()>> at_block_end;       // for state that units of the emulator keep of a block
   std::string fault;
   unsigned blocks_run = 0;
-  char token[4];  // TSan: __syncthreads (two phases), end and begin of the launch
+  // Addresses that stand in TSan for __syncthreads (two phases; made anew for each block, or they would order blocks),
+  // and for the begin and end of the launch.
+  std::unique_ptr<char[]> barrier_token;
+  char begin_token, end_token;
   uint32_t random() {
     state ^= state << 13, state ^= state >> 7, state ^= state << 17;
     return uint32_t(state >> 16);

@@ -14,13 +14,13 @@ EMU_FAST inline void end_thread() {
   Internal guard;
   Thread& t = *machine.cur;
   if (!t.open.empty() || !t.committed.empty()) fail("cp.async not waited for before the thread ends", t.where);
-  release(&machine.token[2]);
+  release(&machine.end_token);
   t.state = Thread::Done;
   machine.alive--;
 }
 EMU_FAST inline void fiber_entry() {
   arrived(machine.cur->ctx, machine.main);
-  acquire(&machine.token[3]);
+  acquire(&machine.begin_token);
   machine.body();
   end_thread();
   jump(machine.cur->ctx, machine.main, true);
@@ -66,7 +66,9 @@ inline void run_block() {
   Machine& m = machine;
   begin_shared_memory();
   m.alive = m.n_threads, m.arrived = 0, m.votes = 0;
-  m.warps.assign(size_t(m.n_threads + 31) / 32, Warp{});
+  m.updated.clear();
+  m.warps = std::vector<Warp>(size_t(m.n_threads + 31) / 32);
+  m.barrier_token = std::make_unique<char[]>(2);
   m.threads.resize(size_t(m.n_threads));
   for (int i = 0; i < m.n_threads; i++) start(m.threads[size_t(i)], i);
   unsigned w = m.random() % unsigned(m.warps.size());
@@ -116,7 +118,7 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem_bytes, A...
 #ifdef __SANITIZE_THREAD__
   m.main.tsan = __tsan_get_current_fiber();
 #endif
-  release(&m.token[3]);
+  release(&m.begin_token);
   std::vector<unsigned> order(size_t(grid.x) * grid.y * grid.z);
   std::iota(order.begin(), order.end(), 0u);
   for (size_t i = order.size(); i > 1; i--) std::swap(order[i - 1], order[m.random() % i]);
@@ -124,7 +126,7 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem_bytes, A...
     m.bid = {b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y};
     run_block();
   }
-  acquire(&m.token[2]);
+  acquire(&m.end_token);
 }
 
 }  // namespace emu
