@@ -75,7 +75,8 @@ class Build:
         units = all_units(self.folder) if self.operators is None else units_of(self.operators, self.folder)
         units = [unit for unit in units if unit.name not in self.left_out]
         if self.left_out:
-            flags = (*flags, "-Wl,--unresolved-symbols=ignore-all")
+            # Bound at once: bound lazily, the loader trips over symbols that are not there.
+            flags = (*flags, "-Wl,--unresolved-symbols=ignore-all", "-Wl,-z,now")
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             objects = list(pool.map(self._object, [*units, *more]))
         stems = "-".join(path.stem for path in objects)
