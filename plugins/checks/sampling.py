@@ -165,7 +165,7 @@ def _add_penalties(setup: Setup, tensors: dict[str, Tensor], generator: torch.Ge
     in_prompt = torch.rand(slots, vocab, generator=generator) < 0.2
     counts = times * (torch.rand(slots, vocab, generator=generator) < 0.3)
     counts = torch.where(in_prompt, counts | torch.tensor(-(2**15), dtype=torch.int16), counts)
-    counts[:, : vocab // 2 : 3] = 0x7FFF  # no further
+    counts[:, : vocab // 2 : 3] = 0x7FFF  # chosen as often as can be told
     tensors["token_counts"] = counts.contiguous()
     if setup.slots:
         order = torch.randperm(slots, generator=generator)[:batch].to(torch.int32)
@@ -175,9 +175,18 @@ def _add_penalties(setup: Setup, tensors: dict[str, Tensor], generator: torch.Ge
 
 def quick_setups() -> Iterator[Setup]:
     """Each path through the kernels, few rows."""
-    yield Setup("filters", 257, batch=10)
-    yield Setup("bins", 1500, batch=5, filters=FILTERS[3:17:3], dtype=torch.float16)
-    yield Setup("hard_rows", 301, batch=11, logits=LOGITS, filters=FILTERS[::4])
+    few, cut, greedy = FILTERS[0], FILTERS[4], FILTERS[2]
+    yield Setup("filters", 257, batch=10, filters=(*FILTERS[:9], FILTERS[18]))
+    yield Setup(
+        "bins",
+        1500,
+        batch=7,
+        dtype=torch.float16,
+        logits=("normal", "normal", "denormal", "flat"),
+        filters=tuple(FILTERS[place] for place in (3, 12, 6, 13, 16, 17, 9)),
+    )
+    hard = (few, FILTERS[8], FILTERS[16], greedy, cut, cut, FILTERS[20])
+    yield Setup("hard_rows", 301, batch=11, logits=LOGITS, filters=hard)
     yield Setup("overflow", 2100, batch=4, logits=("equal", "flat", "two_ties"), filters=FILTERS[3:8])
     yield Setup("unusable", 70, batch=4, logits=(*UNUSABLE, "normal"), filters=FILTERS[:3], top=2)
     yield Setup("penalties", 500, batch=5, penalties=True, slots=True, mask=True, bias=4, padding=3)

@@ -44,13 +44,8 @@ def cases(scale: Scale, seed: int) -> Iterator[Case]:
     yield case_of("none", (), 11, seed)
     yield case_of("wide", (17, 900, 2, 33), 2048, seed)
     good = case_of("good", (5, 9), 37, seed)
-    words = "cu_tokens is [2]; axis 0 must be requests+1"
     for name, tensors in {
-        words: {
-            **good.tensors,
-            "count_slots": good.tensors["count_slots"],
-            "cu_tokens": torch.zeros(2).int(),
-        },
+        "prompt_lens is [3]; axis 0 must be requests": {**good.tensors, "prompt_lens": torch.zeros(3).int()},
         "token_counts is int32; allowed: int16": {**good.tensors, "token_counts": torch.zeros(4, 37).int()},
     }.items():
         yield Case(name, "token_counts", tensors, good.expected, error=name)

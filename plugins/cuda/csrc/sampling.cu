@@ -81,7 +81,8 @@ void run(const Arguments& a, void* memory, void* stream) {
     raw.logits = p.logits, raw.row_stride = p.row_stride, raw.rows = p.rows, raw.vocab = p.vocab;
     raw.every_top_k = o.top, raw.log_probs = true;
     launch_distribution(raw, c.division, c.log_prob_workspace, a.type("T"), stream);
-    ptx::launch(log_prob_kernel<T>, grid, block, size_t(finish_shared_bytes(c.division)) + sizeof(TopMemory), stream, raw, c.division, c.log_prob_workspace, o);
+    ptx::launch(log_prob_kernel<T>, grid, block, size_t(finish_shared_bytes(c.division)) + sizeof(TopMemory), stream,
+                raw, c.division, c.log_prob_workspace, o);
   });
 }
 
@@ -89,7 +90,7 @@ void run(const Arguments& a, void* memory, void* stream) {
 
 const Operator kSampling = {
     "sampling",
-    "a token from each row of logits: penalties, temperature, top-k, min-p, top-p, a random number of the request's own",
+    "a token from each row of logits: penalties, temperature, top-k, min-p, top-p, a random number of the request",
     {{"T", {kFloat32, kFloat16, kBFloat16}}},
     {strided(input("logits", "T", {"batch", "vocab"}, "a row with NaN, +inf or nothing but -inf gives token -1")),
      input("seed", "uint64", {"batch"}, "key of the request's random numbers"),

@@ -31,7 +31,7 @@ Division divide(int64_t rows, int64_t vocab) {
   while (d.splits * d.warps * 32 / d.group_lanes > kMaxGroups) d.group_lanes *= 2;
   d.groups = d.splits * d.warps * 32 / d.group_lanes;
   d.capacity = std::clamp(ceil_div(vocab, 16 * 32) * 32, 64, 4096);
-  d.finish_warps = std::clamp(d.segments, 2, 32);
+  d.finish_warps = std::clamp(d.segments, 2, 16);
   return d;
 }
 

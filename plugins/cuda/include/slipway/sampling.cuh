@@ -61,7 +61,7 @@ __device__ __forceinline__ void count_token(int16_t* counts, int token) {
 
 // Grid (rows), finish_warps warps a block.
 template <class T>
-__global__ void __launch_bounds__(1024) draw_kernel(Rows p, Division d, Workspace w, Draws o) {
+__global__ void __launch_bounds__(512, 1) draw_kernel(Rows p, Division d, Workspace w, Draws o) {
   DYNAMIC_SMEM(memory);
   const int row = int(blockIdx.x);
   const RowPlan plan = final_plan(p, w, row);
@@ -113,7 +113,7 @@ __device__ void write_top(const InQuestion<T>& source, const LogProbs& o, int ro
 
 // After survey_kernel and collect_kernel with `p.log_probs`. Grid (rows), finish_warps warps a block.
 template <class T>
-__global__ void __launch_bounds__(1024) log_prob_kernel(Rows p, Division d, Workspace w, LogProbs o) {
+__global__ void __launch_bounds__(512, 1) log_prob_kernel(Rows p, Division d, Workspace w, LogProbs o) {
   DYNAMIC_SMEM(memory);
   const int row = int(blockIdx.x), token = o.token[row];
   RowPlan plan = final_plan(p, w, row);

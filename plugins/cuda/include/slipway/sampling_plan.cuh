@@ -49,7 +49,10 @@ __device__ __forceinline__ Filters filters_of(const Rows& p, int row) {
   f.top_k = top_k > 0 && top_k < p.vocab ? top_k : 0;
   const float min_p = value_or(p.min_p, request, 0.0f);
   f.key_limit = p.log_probs ? kLastFiniteKey + 1 : kLastFiniteKey;
-  if (min_p > 0.0f) f.key_limit = min(f.key_limit, __float_as_uint(float(0.0 - log(double(min(min_p, 1.0f))))));  // not -0
+  if (min_p > 0.0f) {
+    const float limit = float(0.0 - log(double(min(min_p, 1.0f))));  // 0.0 - 0.0 is not -0
+    f.key_limit = min(f.key_limit, __float_as_uint(limit));
+  }
   if (value_or(p.top_k, request, p.every_top_k) == 1 && !p.log_probs) f.temperature = 0.0f;
   // All tokens from ln(vocab / (1 - top_p)) on weigh less than (1 - top_p) of the likeliest. A nat of margin.
   f.last_bin = kBins - 1;
@@ -85,7 +88,8 @@ constexpr int kCollectSharedBytes =
     sizeof(CollectMemory) > sizeof(BinMemory) ? int(sizeof(CollectMemory)) : int(sizeof(BinMemory));
 
 // Lists a token in question. The order of the list is left to chance; nothing depends on it.
-__device__ __forceinline__ void list_candidate(const Division& d, const Workspace& w, int row, uint32_t key, int index) {
+__device__ __forceinline__ void list_candidate(const Division& d, const Workspace& w, int row, uint32_t key,
+                                               int index) {
   const uint32_t place = atomicAdd(&w.candidate_count[row], 1u);
   if (place < uint32_t(d.capacity)) w.candidates[int64_t(row) * d.capacity + place] = make_uint2(key, uint32_t(index));
 }

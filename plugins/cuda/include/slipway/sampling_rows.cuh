@@ -10,8 +10,13 @@ namespace sampling {
 
 constexpr int kSegment = 1024;             // tokens that one warp goes through at a time
 constexpr int kMaxSegmentsPerSlice = 256;  // bounds shared memory
-constexpr int kMaxGroups = 2048;           // groups of tokens whose largest values bound the top-k
 constexpr int kMaxSplits = 128;
+
+// Groups of tokens whose largest values bound the top-k, at most. Tests of small vocabularies set it lower.
+#ifndef SLIPWAY_SAMPLING_GROUPS
+#define SLIPWAY_SAMPLING_GROUPS 2048
+#endif
+constexpr int kMaxGroups = SLIPWAY_SAMPLING_GROUPS;
 
 // What a block of every kernel needs to know. Arrays of [requests] may be NULL: then the value in brackets holds.
 // Row r belongs to request r / rows_per_request.
@@ -30,7 +35,7 @@ struct Rows {
   const float* bias_values = nullptr;  // [requests, bias_length]; added
   int bias_length = 0;
   int16_t* token_counts = nullptr;       // [slots, vocab]: times chosen (15 bits, saturating); bit 15: in the prompt
-  const int32_t* count_slots = nullptr;  // [requests] [the request's index]; outside [0, slots): no counts, no penalties
+  const int32_t* count_slots = nullptr;  // [requests] [the request's index]; outside the table: no penalties
   int slots = 0;
   const float* repetition_penalty = nullptr;  // [requests] [1]; of tokens in prompt or output (Keskar et al. 2019)
   const float* frequency_penalty = nullptr;   // [requests] [0]; taken off for each time that a token was chosen

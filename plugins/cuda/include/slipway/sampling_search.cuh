@@ -121,7 +121,7 @@ struct DigitRun {
 // Finds where the running count or weight of elements in order of their keys reaches `target` (1 to the whole measure),
 // in four passes over eight bits of the key each. visit(f) calls f(key, weight) for the elements that the calling
 // thread holds, the same ones each time. Called by all threads of a block, which must be whole warps; all get the
-// result. Begins and ends with a barrier.
+// result. Begins with a barrier.
 template <Measure kMeasure, class Visit>
 __device__ Found radix_search(SearchMemory* memory, u64 target, Visit visit) {
   const Sums weights(memory->weight, kDigits);
@@ -157,7 +157,6 @@ __device__ Found radix_search(SearchMemory* memory, u64 target, Visit visit) {
     __syncthreads();
     found = memory->found;
   }
-  __syncthreads();
   return found;
 }
 

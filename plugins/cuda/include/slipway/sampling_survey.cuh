@@ -40,7 +40,7 @@ __device__ __forceinline__ SliceMaximum warp_larger(SliceMaximum own) {
 
 constexpr SliceMaximum kNothing = {-INFINITY, kMaxVocab, 0};
 
-// Shared memory of the survey: a maximum a warp, and a bit for each token of the slice: whether a bias is listed for it.
+// Shared memory of the survey: a maximum a warp, and a bit for each token of the slice: whether it has a bias.
 __host__ __device__ inline int survey_shared_bytes(const Rows& p, const Division& d) {
   return d.warps * int(sizeof(SliceMaximum)) + (p.bias_length > 0 ? d.slice * kSegment / 8 : 0);
 }
@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(512, 2) survey_kernel(Rows p, Division d, Work
     __syncthreads();
     for (int i = int(threadIdx.x); i < p.bias_length; i += int(blockDim.x)) {
       const int place = a.bias_ids[i] - begin_token;
-      if (a.bias_ids[i] >= 0 && place >= 0 && place < d.slice * kSegment) atomicOr(&biased[place / 32], 1u << place % 32);
+      if (place >= 0 && place < d.slice * kSegment) atomicOr(&biased[place / 32], 1u << place % 32);
     }
     __syncthreads();
   }

@@ -35,7 +35,7 @@ struct Speculation {
 
 // Grid (rows), finish_warps warps a block.
 template <class T>
-__global__ void __launch_bounds__(1024) target_kernel(Rows p, Division d, Workspace w, Target* targets) {
+__global__ void __launch_bounds__(512, 1) target_kernel(Rows p, Division d, Workspace w, Target* targets) {
   DYNAMIC_SMEM(memory);
   const int row = int(blockIdx.x);
   const RowPlan plan = final_plan(p, w, row);
@@ -65,7 +65,7 @@ __device__ __forceinline__ u64 target_weight(const Target& t, int index, float v
 
 // Grid (requests), finish_warps warps a block; shared memory: [segments] of u64.
 template <class T>
-__global__ void __launch_bounds__(1024) accept_kernel(Rows p, Division d, Workspace w, Speculation s) {
+__global__ void __launch_bounds__(512, 1) accept_kernel(Rows p, Division d, Workspace w, Speculation s) {
   DYNAMIC_SMEM(memory);
   u64* const segment_sum = reinterpret_cast<u64*>(memory);
   const int request = int(blockIdx.x), first_row = request * (s.drafts + 1);
@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(1024) accept_kernel(Rows p, Division d, Worksp
     while (true) {
       for (int segment = warp_index(); segment < d.segments; segment += warp_count()) {
         u64 weight = 0;
-        visit_tokens<1>(reader, segment, [&](int index, float value) { weight += weight_at(index, value); });
+        visit_tokens<2>(reader, segment, [&](int index, float value) { weight += weight_at(index, value); });
         weight = warp_sum(weight);
         if (lane_index() == 0) segment_sum[segment] = weight;
       }
