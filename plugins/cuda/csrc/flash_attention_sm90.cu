@@ -12,15 +12,11 @@
 namespace slipway {
 namespace {
 
-// Consumers (of 64 query rows) and keys of a tile, by head size; two stages of keys and values fit beside the queries.
-template <class T, int D>
-struct ShapeOf;
-template <class T>
-struct ShapeOf<T, 64> : FlashAttentionSm90Shape<T, 64, 3, 128> {};
-template <class T>
-struct ShapeOf<T, 128> : FlashAttentionSm90Shape<T, 128, 2, 128> {};
-template <class T>
-struct ShapeOf<T, 256> : FlashAttentionSm90Shape<T, 256, 2, 80> {};
+// Two stages of keys and values fit beside the queries. Three consumers have 160 registers each: enough for heads of 64
+// and tiles of 112 keys, without softcap, ALiBi and bias.
+template <class T, int D, bool MapsScores>
+using ShapeOf = FlashAttentionSm90Shape<T, D, D == 64 && !MapsScores ? 3 : 2,
+                                        D == 256 ? 80 : D == 64 && !MapsScores ? 112 : 128, MapsScores>;
 
 // Bytes of keys and values that are worth keeping in L2 beside everything else (H100 and H200 have 50 MB).
 constexpr int64_t kL2Bytes = 32 << 20;
@@ -67,10 +63,15 @@ bool launch_shape(const FlashAttentionParams& p, void* stream) {
 
 bool launch_flash_attention_sm90(const FlashAttentionParams& p, DType type, DType, void* stream) {
   if (type != kFloat16 && type != kBFloat16) return false;
+  const bool maps_scores = p.mask.softcap > 0.f || p.mask.alibi_slopes != nullptr || p.bias != nullptr;
   bool launched = false;
   dispatch_half(type, [&](auto tag) {
     dispatch_head_size(std::max(p.head_dim, p.value_dim), [&](auto size) {
-      launched = launch_shape<ShapeOf<typename decltype(tag)::type, decltype(size)::value>>(p, stream);
+      using T = typename decltype(tag)::type;
+      constexpr int D = decltype(size)::value;
+      if constexpr (D == 64)
+        if (!maps_scores) return void(launched = launch_shape<ShapeOf<T, D, false>>(p, stream));
+      launched = launch_shape<ShapeOf<T, D, true>>(p, stream);
     });
   });
   return launched;

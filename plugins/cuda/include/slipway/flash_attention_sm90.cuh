@@ -13,6 +13,7 @@
 #include "slipway/flash_attention_params.cuh"
 #include "slipway/numeric.cuh"
 #include "slipway/ptx_wgmma.cuh"
+#include "slipway/query_tiles.cuh"
 #include "slipway/scores.cuh"
 #include "slipway/softmax.cuh"
 #include "slipway/work_order.cuh"
@@ -26,14 +27,16 @@ struct FlashAttentionSm90Params {
   WorkOrder order;  // tiles of kBlockM rows
 };
 
-template <class T_, int D_, int Consumers_, int BlockN_>
+// MapsScores: takes softcap, ALiBi and bias too, which need registers.
+template <class T_, int D_, int Consumers_, int BlockN_, bool MapsScores_>
 struct FlashAttentionSm90Shape {
   using T = T_;  // of query, key, value and output
+  static constexpr bool kMapsScores = MapsScores_;
   static constexpr int kHeadSize = D_, kConsumers = Consumers_, kBlockN = BlockN_;
   static constexpr int kGroupRows = 64, kBlockM = kGroupRows * kConsumers, kStages = 2;
   static constexpr int kConsumerThreads = 128 * kConsumers, kThreads = 128 + kConsumerThreads;
   // Registers of the warpgroups: together those that kThreads threads start with.
-  static constexpr int kProducerRegisters = kConsumers == 3 ? 32 : 24, kConsumerRegisters = kConsumers == 3 ? 160 : 240;
+  static constexpr int kProducerRegisters = kConsumers == 3 ? 32 : 40, kConsumerRegisters = kConsumers == 3 ? 160 : 232;
   // Heads of 256 have too little softmax for taking turns to pay.
   static constexpr bool kTakesTurns = kHeadSize <= 128;
 
@@ -72,15 +75,15 @@ struct Sm90Barriers {
   }
 };
 
-// Where a role is in the ring of stages; `parity` of the phase of the current round.
-template <int Stages>
-struct RingPosition {
-  int stage = 0;
-  uint32_t parity = 0;
-  __device__ __forceinline__ void advance() {
-    if (++stage == Stages) stage = 0, parity ^= 1;
-  }
-};
+// Stages are taken in turn: tile number `count` has this one, and completes the phase of this parity on its barriers.
+template <class Shape>
+__device__ __forceinline__ uint32_t stage_of(uint32_t count) {
+  return count % Shape::kStages;
+}
+template <class Shape>
+__device__ __forceinline__ uint32_t parity_of(uint32_t count) {
+  return count / Shape::kStages & 1;
+}
 
 // What the producer tells a consumer of its next tile; 32 bytes in shared memory.
 struct alignas(16) Sm90Work {
@@ -101,7 +104,7 @@ __device__ __forceinline__ void flash_attention_produce(const FlashAttentionSm90
   const FlashAttentionParams& call = p.call;
   Sm90Work* const slots = reinterpret_cast<Sm90Work*>(shared + Shape::kWorkAt);
   const bool leads = ptx::elect_one();
-  RingPosition<Shape::kStages> key_ring, value_ring;
+  uint32_t count = 0;  // of key and value tiles of the items before
   uint32_t query_parity = 1;  // of the empty barriers, one phase behind
 
   auto load_tile = [&](const ptx::TensorMap& map, unsigned char* tile, uint64_t* full, int head, int row) {
@@ -110,17 +113,15 @@ __device__ __forceinline__ void flash_attention_produce(const FlashAttentionSm90
     for (int panel = 0; panel < Shape::kPanels; panel++)
       ptx::tensor_load(tile + panel * Shape::kPanelBytes, &map, full, panel * Shape::kPanelColumns, head, row);
   };
-  auto load_keys = [&](int head, int row) {
-    ptx::mbarrier_wait(barriers.key_empty(key_ring.stage), key_ring.parity ^ 1);
-    load_tile(p.key_map, shared + Shape::kKeyAt + key_ring.stage * Shape::kTileBytes,
-              barriers.key_full(key_ring.stage), head, row);
-    key_ring.advance();
+  auto load_keys = [&](uint32_t tile, int head, int row) {
+    const uint32_t stage = stage_of<Shape>(tile);
+    ptx::mbarrier_wait(barriers.key_empty(stage), parity_of<Shape>(tile) ^ 1);
+    load_tile(p.key_map, shared + Shape::kKeyAt + stage * Shape::kTileBytes, barriers.key_full(stage), head, row);
   };
-  auto load_values = [&](int head, int row) {
-    ptx::mbarrier_wait(barriers.value_empty(value_ring.stage), value_ring.parity ^ 1);
-    load_tile(p.value_map, shared + Shape::kValueAt + value_ring.stage * Shape::kTileBytes,
-              barriers.value_full(value_ring.stage), head, row);
-    value_ring.advance();
+  auto load_values = [&](uint32_t tile, int head, int row) {
+    const uint32_t stage = stage_of<Shape>(tile);
+    ptx::mbarrier_wait(barriers.value_empty(stage), parity_of<Shape>(tile) ^ 1);
+    load_tile(p.value_map, shared + Shape::kValueAt + stage * Shape::kTileBytes, barriers.value_full(stage), head, row);
   };
 
   for (int round = 0;; round++) {
@@ -141,7 +142,8 @@ __device__ __forceinline__ void flash_attention_produce(const FlashAttentionSm90
       const int kv_head = item.head / (call.heads / call.kv_heads);
       const bool any = first_tile < end_tile;
 
-      if (any) load_keys(kv_head, key_begin + (end_tile - 1) * BlockN);
+      if (any) load_keys(count, kv_head, key_begin + (end_tile - 1) * BlockN);
+#pragma unroll 1
       for (int g = 0; g < Shape::kConsumers; g++) {
         ptx::mbarrier_wait(barriers.query_empty(g), query_parity);
         const int row = tile.first + g * Shape::kGroupRows;
@@ -158,14 +160,15 @@ __device__ __forceinline__ void flash_attention_produce(const FlashAttentionSm90
                            panel * Shape::kPanelColumns, item.head, tile.begin + row);
       }
       query_parity ^= 1;
-      for (int n = end_tile - 1; n >= first_tile; n--) {
-        if (n > first_tile) load_keys(kv_head, key_begin + (n - 1) * BlockN);
-        load_values(kv_head, key_begin + n * BlockN);
+      for (int n = end_tile - 1; n >= first_tile; n--, count++) {
+        if (n > first_tile) load_keys(count + 1, kv_head, key_begin + (n - 1) * BlockN);
+        load_values(count, kv_head, key_begin + n * BlockN);
       }
     }
     __syncwarp();
   }
   if (leads)
+#pragma unroll 1
     for (int g = 0; g < Shape::kConsumers; g++) {
       ptx::mbarrier_wait(barriers.query_empty(g), query_parity);
       slots[g].sequence = -1;
@@ -186,7 +189,9 @@ struct Sm90Consumer {
   unsigned char* shared;
   Sm90Barriers<Shape> barriers;
   int group, thread;  // thread of the warpgroup
-  RingPosition<Shape::kStages> key_ring, value_ring;
+  // The tile at hand. Its fields are read again wherever they are needed: registers are dearer.
+  const Sm90Work* work;
+  uint32_t count;  // of key and value tiles that this consumer is through with
 
   // The other consumers have issued their products; then, it is the next one's turn.
   __device__ __forceinline__ void wait_for_turn() const {
@@ -202,11 +207,27 @@ struct Sm90Consumer {
     if (thread % 32 == 0) ptx::mbarrier_arrive(empty);
   }
 
-  // scores = queries keys^T: 64 rows of the group, keys of the current stage.
-  __device__ __forceinline__ void start_scores(float (&scores)[Blocks][4]) const {
+  __device__ __forceinline__ void wait_for_keys(uint32_t tile) const {
+    ptx::mbarrier_wait(barriers.key_full(stage_of<Shape>(tile)), parity_of<Shape>(tile));
+  }
+  __device__ __forceinline__ void wait_for_values(uint32_t tile) const {
+    ptx::mbarrier_wait(barriers.value_full(stage_of<Shape>(tile)), parity_of<Shape>(tile));
+  }
+  __device__ __forceinline__ void release_keys(uint32_t tile) const {
+    release(barriers.key_empty(stage_of<Shape>(tile)));
+  }
+  __device__ __forceinline__ void release_values(uint32_t tile) const {
+    release(barriers.value_empty(stage_of<Shape>(tile)));
+  }
+  __device__ __forceinline__ unsigned char* value_tile(uint32_t tile) const {
+    return shared + Shape::kValueAt + stage_of<Shape>(tile) * Shape::kTileBytes;
+  }
+
+  // scores = queries keys^T, for the 64 rows of the group.
+  __device__ __forceinline__ void start_scores(float (&scores)[Blocks][4], uint32_t tile) const {
     const uint64_t queries = ptx::matrix_descriptor(shared + Shape::kQueryAt + group * Shape::kQueryBytes, 16, 1024,
                                                     ptx::Swizzle::k128);
-    const uint64_t keys = ptx::matrix_descriptor(shared + Shape::kKeyAt + key_ring.stage * Shape::kTileBytes, 16, 1024,
+    const uint64_t keys = ptx::matrix_descriptor(shared + Shape::kKeyAt + stage_of<Shape>(tile) * Shape::kTileBytes, 16, 1024,
                                                  ptx::Swizzle::k128);
     ptx::hold_registers(scores);
     ptx::wgmma_fence();
@@ -217,10 +238,11 @@ struct Sm90Consumer {
                                    ptx::advanced(keys, k / 4 * Shape::kPanelBytes + k % 4 * 32), k > 0);
     ptx::wgmma_commit();
   }
-  // output += probabilities values, values of the current stage.
-  __device__ __forceinline__ void start_output(float (&output)[D / 8][4], uint32_t (&probabilities)[BlockN / 16][4]) const {
-    const uint64_t values = ptx::matrix_descriptor(shared + Shape::kValueAt + value_ring.stage * Shape::kTileBytes,
-                                                   Shape::kPanelBytes, 1024, ptx::Swizzle::k128);
+  // output += probabilities values
+  __device__ __forceinline__ void start_output(float (&output)[D / 8][4], uint32_t (&probabilities)[BlockN / 16][4],
+                                               uint32_t tile) const {
+    const uint64_t values =
+        ptx::matrix_descriptor(value_tile(tile), Shape::kPanelBytes, 1024, ptx::Swizzle::k128);
     ptx::hold_registers(output);
     ptx::hold_registers(probabilities);
     ptx::wgmma_fence();
@@ -231,54 +253,54 @@ struct Sm90Consumer {
   }
 
   // Softcap, ALiBi, bias and mask, on the scores of key tile n.
-  __device__ __forceinline__ void finish_scores(float (&scores)[Blocks][4], const ScoreMap& map, const Sm90Work& work,
-                                                int n) const {
-    const int lane = thread % 32, warp_row = work.row + thread / 32 * 16, shift = work.keys - work.length;
+  __device__ __forceinline__ void finish_scores(float (&scores)[Blocks][4], const ScoreMap& map, int n) const {
+    const int id = ptx::opaque(thread), lane = id % 32;
+    const int length = work->length, keys = work->keys, warp_row = work->row + id / 32 * 16, shift = keys - length;
     const int n0 = n * BlockN, key = n0 + lane % 4 * 2, row = warp_row + lane / 4;
-    if (map.changes) {
+    if (Shape::kMapsScores && map.changes) {
       scale_scores(scores, map);
-      const float slope = call.mask.alibi_slopes != nullptr ? call.mask.alibi_slopes[work.head] * kLog2e : 0.f;
-      const int64_t bias = work.sequence * call.bias_batch + work.head * call.bias_head;
-      const int rows = min(work.length, call.max_q), keys = min(work.keys, call.max_k);
+      const float slope = call.mask.alibi_slopes != nullptr ? call.mask.alibi_slopes[work->head] * kLog2e : 0.f;
+      const int64_t bias = work->sequence * call.bias_batch + work->head * call.bias_head;
+      const int bias_rows = min(length, call.max_q), bias_keys = min(keys, call.max_k);
 #pragma unroll
       for (int h = 0; h < 2; h++) {
         const int at = row + 8 * h;
         if (call.mask.alibi_slopes != nullptr) add_alibi(scores, h, slope, at + shift, key);
-        if (call.bias == nullptr || at >= rows) continue;
+        if (call.bias == nullptr || at >= bias_rows) continue;
         if (call.bias_is_float32)
-          add_bias(scores, h, static_cast<const float*>(call.bias) + bias + at * call.bias_query, key, keys);
+          add_bias(scores, h, static_cast<const float*>(call.bias) + bias + at * call.bias_query, key,
+                   bias_keys);
         else
-          add_bias(scores, h, static_cast<const T*>(call.bias) + bias + at * call.bias_query, key, keys);
+          add_bias(scores, h, static_cast<const T*>(call.bias) + bias + at * call.bias_query, key,
+                   bias_keys);
       }
     }
-    const KeyRange common = common_keys(call.mask, warp_row + shift, warp_row + 15 + shift, work.keys);
+    const KeyRange common = common_keys(call.mask, warp_row + shift, warp_row + 15 + shift, keys);
     if (n0 < common.begin || n0 + BlockN > common.end) {
 #pragma unroll
       for (int h = 0; h < 2; h++)
-        hide_scores(scores, h, visible_keys(call.mask, row + 8 * h + shift, work.keys), key);
+        hide_scores(scores, h, visible_keys(call.mask, row + 8 * h + shift, keys), key);
     }
   }
 
   // Rows of the value tile from `first` on belong to another sequence, or to none. All consumers call it.
-  __device__ __forceinline__ void zero_values(int first) const {
-    unsigned char* const tile = shared + Shape::kValueAt + value_ring.stage * Shape::kTileBytes;
+  __device__ __forceinline__ void zero_values(uint32_t tile, int first) const {
     const int chunks = (BlockN - first) * 8;  // of 16 bytes, in a panel
-    for (int i = group * 128 + thread; i < chunks * Shape::kPanels; i += Shape::kConsumerThreads)
-      *reinterpret_cast<uint4*>(tile + i / chunks * Shape::kPanelBytes + first * 128 + i % chunks * 16) = {0, 0, 0, 0};
+    for (int i = group * 128 + ptx::opaque(thread); i < chunks * Shape::kPanels; i += Shape::kConsumerThreads)
+      *reinterpret_cast<uint4*>(value_tile(tile) + i / chunks * Shape::kPanelBytes + first * 128 + i % chunks * 16) = {0, 0, 0, 0};
     ptx::fence_proxy_async();
     ptx::named_barrier_wait(kAllConsumers, Shape::kConsumerThreads);
   }
 
   // The tile's rows of output and log_sum_exp, by way of the memory of its queries.
-  __device__ __forceinline__ void store(const float (&output)[D / 8][4], const OnlineSoftmax<>& softmax,
-                                        const Sm90Work& work) const {
-    const int lane = thread % 32, warp = thread / 32;
-    const int rows = work.length - work.row - warp * 16;  // of this warp; may be none
-    const int64_t token = work.begin + work.row + warp * 16;
+  __device__ __forceinline__ void store(const float (&output)[D / 8][4], const OnlineSoftmax<>& softmax) const {
+    const int id = ptx::opaque(thread), lane = id % 32, warp = id / 32;
+    const int rows = work->length - work->row - warp * 16;  // of this warp; may be none
+    const int64_t token = work->begin + work->row + warp * 16;
     float sink = -INFINITY;
-    if (call.head_sink != nullptr && work.sequence < call.batch)
-      sink = call.sink_is_float32 ? static_cast<const float*>(call.head_sink)[work.head]
-                                  : to_float(static_cast<const T*>(call.head_sink)[work.head]);
+    if (call.head_sink != nullptr && work->sequence < call.batch)
+      sink = call.sink_is_float32 ? static_cast<const float*>(call.head_sink)[work->head]
+                                  : to_float(static_cast<const T*>(call.head_sink)[work->head]);
     unsigned char* const staged = shared + Shape::kQueryAt + group * Shape::kQueryBytes + warp * 16 * 128;
     ptx::named_barrier_wait(kOwnGroup + group, 128);  // all warps are through with the queries
 #pragma unroll
@@ -286,7 +308,7 @@ struct Sm90Consumer {
       const RowEnd end = softmax.finish(h, sink);
       const int row = lane / 4 + 8 * h;
       if (call.log_sum_exp != nullptr && row < rows && lane % 4 == 0)
-        call.log_sum_exp[int64_t(work.head) * call.tokens_q + token + row] = end.log_sum_exp;
+        call.log_sum_exp[int64_t(work->head) * call.tokens_q + token + row] = end.log_sum_exp;
 #pragma unroll
       for (int d = 0; d < D / 8; d++) {  // chunks of a row are permuted by its number
         const int at = d / 8 * Shape::kQueryPanelBytes + row * 128 + (d % 8 ^ (row & 7)) * 16 + lane % 4 * 4;
@@ -295,7 +317,7 @@ struct Sm90Consumer {
       }
     }
     __syncwarp();
-    T* const out = static_cast<T*>(call.output) + (token * call.heads + work.head) * call.value_dim;
+    T* const out = static_cast<T*>(call.output) + (token * call.heads + work->head) * call.value_dim;
 #pragma unroll
     for (int i = 0; i < D / 16; i++) {  // four rows of a panel a step
       const int panel = i / 4, row = i % 4 * 4 + lane / 8, chunk = lane % 8, column = panel * 64 + chunk * 8;
@@ -308,12 +330,13 @@ struct Sm90Consumer {
     release(barriers.query_empty(group));
   }
 
-  __device__ __forceinline__ void attend(const Sm90Work& work) {
+  __device__ __forceinline__ void attend() {
     float output[D / 8][4];
 #pragma unroll
     for (int d = 0; d < D / 8; d++) output[d][0] = output[d][1] = output[d][2] = output[d][3] = 0.f;
     OnlineSoftmax<> softmax;
-    if (work.first_tile < work.end_tile) {
+    const int first_tile = work->first_tile;
+    if (first_tile < work->end_tile) {
       const ScoreMap map(call.mask, call.mask.scale, call.bias != nullptr);
       float scores[Blocks][4], alpha[2];
       uint32_t probabilities[BlockN / 16][4];
@@ -325,37 +348,34 @@ struct Sm90Consumer {
             probabilities[k][i] = pack<T>(scores[2 * k + i / 2][i % 2 * 2], scores[2 * k + i / 2][i % 2 * 2 + 1]);
       };
 
-      int n = work.end_tile - 1;
-      ptx::mbarrier_wait(barriers.key_full(key_ring.stage), key_ring.parity);
-      start_scores(scores);
+      int n = work->end_tile - 1;
+      wait_for_keys(count);
+      start_scores(scores, count);
       ptx::wgmma_wait<0>();
       ptx::hold_registers(scores);
-      release(barriers.key_empty(key_ring.stage));
-      key_ring.advance();
-      finish_scores(scores, map, work, n);
+      release_keys(count);
+      finish_scores(scores, map, n);
       softmax.update(scores, map.factor, alpha);
       pack_probabilities();
-      ptx::mbarrier_wait(barriers.value_full(value_ring.stage), value_ring.parity);
-      if ((n + 1) * BlockN > work.keys) zero_values(work.keys - n * BlockN);
+      wait_for_values(count);
+      if ((n + 1) * BlockN > work->keys) zero_values(count, work->keys - n * BlockN);
 
-      while (--n >= work.first_tile) {
-        ptx::mbarrier_wait(barriers.key_full(key_ring.stage), key_ring.parity);
+      for (; --n >= first_tile; count++) {
+        wait_for_keys(count + 1);
         wait_for_turn();
-        start_scores(scores);
-        ptx::mbarrier_wait(barriers.value_full(value_ring.stage), value_ring.parity);
-        start_output(output, probabilities);
+        start_scores(scores, count + 1);
+        wait_for_values(count);
+        start_output(output, probabilities, count);
         pass_turn();
         ptx::wgmma_wait<1>();
         ptx::hold_registers(scores);
-        release(barriers.key_empty(key_ring.stage));
-        key_ring.advance();
-        finish_scores(scores, map, work, n);
+        release_keys(count + 1);
+        finish_scores(scores, map, n);
         softmax.update(scores, map.factor, alpha);
         ptx::wgmma_wait<0>();
         ptx::hold_registers(output);
         ptx::hold_registers(probabilities);
-        release(barriers.value_empty(value_ring.stage));
-        value_ring.advance();
+        release_values(count);
 #pragma unroll
         for (int d = 0; d < D / 8; d++) {
           output[d][0] *= alpha[0], output[d][1] *= alpha[0];
@@ -363,25 +383,23 @@ struct Sm90Consumer {
         }
         pack_probabilities();
       }
-      ptx::mbarrier_wait(barriers.value_full(value_ring.stage), value_ring.parity);
-      start_output(output, probabilities);
+      wait_for_values(count);
+      start_output(output, probabilities, count);
       ptx::wgmma_wait<0>();
       ptx::hold_registers(output);
       ptx::hold_registers(probabilities);
-      release(barriers.value_empty(value_ring.stage));
-      value_ring.advance();
+      release_values(count++);
     }
-    store(output, softmax, work);
+    store(output, softmax);
   }
 
   __device__ __forceinline__ void run() {
-    const Sm90Work* const slot = reinterpret_cast<const Sm90Work*>(shared + Shape::kWorkAt) + group;
+    work = reinterpret_cast<const Sm90Work*>(shared + Shape::kWorkAt) + group;
     if (Shape::kTakesTurns && group == Shape::kConsumers - 1) ptx::named_barrier_arrive(kTurn, 256);  // the first turn
     for (uint32_t parity = 0;; parity ^= 1) {
       ptx::mbarrier_wait(barriers.query_full(group), parity);
-      const Sm90Work work = *slot;
-      if (work.sequence < 0) break;
-      attend(work);
+      if (work->sequence < 0) break;
+      attend();
     }
     if (group == 0) wait_for_turn();  // the last turn, which nobody takes
   }
@@ -406,7 +424,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     if (warp == 0) flash_attention_produce<Shape>(p, shared, barriers);
   } else {
     ptx::registers_increase<Shape::kConsumerRegisters>();
-    Sm90Consumer<Shape> consumer = {p.call, shared, barriers, warp / 4 - 1, int(threadIdx.x) % 128, {}, {}};
+    Sm90Consumer<Shape> consumer = {p.call, shared, barriers, warp / 4 - 1, int(threadIdx.x) % 128, nullptr, 0};
     consumer.run();
   }
 }

@@ -1,7 +1,7 @@
 // In which order the blocks of a persistent grid take tiles of query rows: the order is fixed, so no counter in
 // memory is needed, and a launch can be replayed.
 #pragma once
-#include "slipway/query_tiles.cuh"
+#include "slipway/ptx.cuh"
 
 namespace slipway {
 
@@ -21,7 +21,7 @@ struct WorkItem {
 
 // What this block does in `round`; tile -1 when no rounds are left.
 __device__ __forceinline__ WorkItem work_item(const WorkOrder& order, int round) {
-  const int grid = int(gridDim.x), block = int(blockIdx.x);
+  const int grid = ptx::opaque(int(gridDim.x)), block = int(blockIdx.x);  // not kept in registers
   const int begin = round * grid, index = begin + (round % 2 == 0 ? block : grid - 1 - block);
   if (begin >= order.items()) return {-1, 0};
   if (index >= order.items()) return {0, order.heads};
