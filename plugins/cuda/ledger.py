@@ -7,6 +7,7 @@ What was seen on GPUs comes from the files in plugins/bench/results/, and from n
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 from collections.abc import Sequence
@@ -48,21 +49,26 @@ _FLASH = "tests/plugins/cuda/test_flash_attention.py"
 _FLASH_SM90 = "tests/plugins/cuda/test_flash_attention_sm90.py"
 _PAGED = "tests/plugins/cuda/test_paged_attention.py"
 _GEMM = "tests/plugins/cuda/test_weight_only_gemm.py"
+_ACTIVATIONS = "tests/plugins/cuda/test_activations.py"
+_NORMS = "tests/plugins/cuda/test_norms.py"
 _OF_16_BITS = "^(?!.*pool=(?:int8|float8)).*"
 FORMS = (
+    Form("activation", SINGLE_FORM, _ACTIVATIONS),
     Form("flash_attention", "16 bit, mma.sync, every chip", _FLASH, cases="^(?!.*float8).*form=1"),
     Form("flash_attention", "E4M3, mma.sync, from 8.9", _FLASH, 89, cases="float8.*form=1"),
     Form("flash_attention", "16 bit, TMA and WGMMA, 9.0", _FLASH_SM90, 90, 90, "^(?!.*(?:float8|form=1))"),
-    Form("flash_attention", "E4M3, TMA and WGMMA, 9.0", _FLASH_SM90, 90, 90, "^(?!.*form=1).*float8"),
+    Form("gated_activation", SINGLE_FORM, _ACTIVATIONS),
+    Form("layer_norm", SINGLE_FORM, _NORMS),
     Form("paged_attention", "16-bit pools, every chip", _PAGED, cases=_OF_16_BITS),
     Form("paged_attention", "int8 pools, every chip", _PAGED, cases="pool=int8"),
     Form("paged_attention", "E4M3 pools, every chip", _PAGED, cases="pool=float8"),
     Form("paged_attention", "shared prefixes (cascade), every chip", _PAGED, cases="shared="),
+    Form("rms_norm", SINGLE_FORM, _NORMS),
     Form("weight_only_gemm", "int4, every chip", _GEMM, cases="^int4"),
     Form("weight_only_gemm", "int8, every chip", _GEMM, cases="^int8"),
     Form("weight_only_gemm", "E4M3, every chip", _GEMM, cases="^e4m3"),
 )
-"""Forms of operators that have several; every other operator has one, emulated by the test of its name."""
+"""What forms there are; an operator that is not listed has one, emulated by the test of its name."""
 
 
 def forms(operators: Sequence[str]) -> list[Form]:
@@ -75,17 +81,10 @@ def forms(operators: Sequence[str]) -> list[Form]:
 
 
 def _test_of(operator: str) -> str:
-    """The test that runs an operator's cases under emulation: of its own name, or the one that names its checks."""
-    tests = FOLDER.parent.parent / "tests" / "plugins" / "cuda"
-    own = tests / f"test_{operator}.py"
-    if own.is_file():
-        return own.relative_to(FOLDER.parent.parent).as_posix()
-    word = re.compile(rf"\b{operator}\b")
-    for path in sorted(tests.glob("test_*.py")):
-        text = path.read_text(encoding="utf-8")
-        if word.search(text) and "plugins.checks" in text:
-            return path.relative_to(FOLDER.parent.parent).as_posix()
-    return ""
+    """The test of an operator's name, from the root of the project; "" when there is none."""
+    root = FOLDER.parent.parent
+    test = root / "tests" / "plugins" / "cuda" / f"test_{operator}.py"
+    return test.relative_to(root).as_posix() if test.is_file() else ""
 
 
 def state(form: Form, seen: Sequence[Results]) -> str:
@@ -128,11 +127,11 @@ def ledger_table(operators: Sequence[str], seen: Sequence[Results]) -> str:
 
 
 def operators_table(descriptions: Sequence[Description]) -> str:
-    """A row an operator: what it computes, of which types, within which limits."""
-    lines = ["| operator | what it computes | types | limits |", "| --- | --- | --- | --- |"]
+    """A row an operator: what it computes, and of which types."""
+    lines = ["| operator | what it computes | types |", "| --- | --- | --- |"]
     for d in descriptions:
         types = "; ".join(f"{name}: {', '.join(kinds)}" for name, kinds in d.types.items())
-        lines.append(f"| `{d.name}` | {_cell(d.meaning)} | {types} | {_cell('; '.join(d.limits))} |")
+        lines.append(f"| `{d.name}` | {_cell(d.meaning)} | {types} |")
     return "\n".join(lines)
 
 
@@ -147,7 +146,7 @@ def operators_file(descriptions: Sequence[Description]) -> str:
         "value wherever it occurs.",
     ]
     for d in descriptions:
-        lines += ["", f"## `{d.name}`", "", d.meaning[0].upper() + d.meaning[1:] + ".", ""]
+        lines += ["", f"## `{d.name}`", "", d.meaning + ".", ""]
         lines += ["| tensor | role | type | shape | meaning |", "| --- | --- | --- | --- | --- |"]
         for t in d.tensors:
             role = ("optional " if t.optional else "") + t.role + (", strided" if t.strided else "")
@@ -157,8 +156,8 @@ def operators_file(descriptions: Sequence[Description]) -> str:
             lines += ["", "| attribute | default | allowed | meaning |", "| --- | --- | --- | --- |"]
             for a in d.attributes:
                 kind = "whole, " if a.integer else ""
-                allowed = f"{kind}{a.min:.12g} to {a.max:.12g}"
-                lines.append(f"| `{a.name}` | {a.default:.12g} | {allowed} | {_cell(a.meaning)} |")
+                allowed = f"{kind}{a.min:.15g} to {a.max:.15g}"
+                lines.append(f"| `{a.name}` | {a.default:.15g} | {allowed} | {_cell(a.meaning)} |")
         if d.types:
             types = [f"{name} is {' or '.join(kinds)}" for name, kinds in d.types.items()]
             lines += ["", "; ".join(types) + "."]
@@ -191,10 +190,17 @@ def documents(library: Library, seen: Sequence[Results]) -> dict[Path, str]:
     }
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Entry of `python -m plugins.cuda.ledger`. Returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m plugins.cuda.ledger", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--library", type=Path, help="what to ask; default: an emulated one, compiled if needed"
+    )
+    given = parser.parse_args(arguments)
     try:
-        library = Library(Build().library())
+        library = Library(given.library or Build().library())
         for path, text in documents(library, results.read_all()).items():
             path.write_text(text, encoding="utf-8")
             print(path)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from plugins.cuda import resources
+from model_repo.runtime.errors import BadInput
+from plugins.cuda import resources, sass
 from plugins.cuda.build import Build
 
 WORDS = """\
@@ -62,3 +65,53 @@ def test_spills_of_hot_kernels_are_reported(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_hot_kernels_keep_out_of_local_memory(kernels: Build) -> None:
     assert resources.in_local_memory(resources.resources_of(kernels)) == []
+
+
+TILES = ("LDGSTS", "LDSM", "HMMA|QMMA|IMMA")
+"""cp.async into shared memory, ldmatrix out of it, and mma.sync."""
+
+WANTED = {
+    "flash_attention_sm90_kernel": ("UTMALDG", "SYNCS", "HGMMA|QGMMA"),  # TMA, mbarrier, WGMMA
+    "flash_attention_kernel": TILES,
+    "paged_attention_kernel": TILES,
+    "weight_only_gemm_kernel": TILES,
+}
+"""Instructions that each kernel's machine code must have, by its template; one of those between bars."""
+
+
+@pytest.mark.parametrize("architecture", ["sm_90a", "sm_120a"])
+def test_machine_code_uses_the_chip(kernels: Build, architecture: str) -> None:
+    """Matrix and copy instructions where they belong, and no access to local memory in hot kernels."""
+    try:
+        sass.find_disassembler()
+    except BadInput as error:
+        pytest.skip(str(error))
+    wrong = []
+    seen = set()
+    for unit in kernels.units:
+        listed = {k.kernel for k in resources.parse(unit.unit, unit.ptxas) if k.architecture == architecture}
+        names = resources.demangled(listed)
+        if not any(resources.template_name(name) in WANTED for name in names.values()):
+            continue
+        for kernel, counts in sass.instructions(unit.object_file, architecture).items():
+            template = resources.template_name(names.get(kernel, kernel))
+            seen.add(template)
+            for choice in WANTED.get(template, ()):
+                if not any(counts[opcode] for opcode in choice.split("|")):
+                    wrong.append(f"{names[kernel]}: no {choice}")
+            if (counts["LDL"] or counts["STL"]) and template not in resources.COLD:
+                wrong.append(f"{names.get(kernel, kernel)}: {counts['LDL']} LDL, {counts['STL']} STL")
+    assert wrong == []
+    only_hopper = {"flash_attention_sm90_kernel"}
+    assert set(WANTED) - (only_hopper if architecture != "sm_90a" else set()) <= seen
+
+
+def test_committed_report_names_the_kernels_there_are(kernels: Build) -> None:
+    """RESOURCES.md and resources.json; `python -m plugins.cuda.resources` writes them."""
+    record = json.loads(resources.JSON_FILE.read_text(encoding="utf-8"))
+    listed = {(k["unit"], resources.template_name(k["kernel"])) for k in record["kernels"]}
+    there = {(k.unit, k.template) for k in resources.resources_of(kernels)}
+    assert listed == there, "run python -m plugins.cuda.resources"
+    table = resources.TABLE_FILE.read_text(encoding="utf-8")
+    assert all(f"| `{unit}` | `{name}` |" in table for unit, name in listed)
+    assert resources.in_local_memory(resources.KernelResources(**k) for k in record["kernels"]) == []
