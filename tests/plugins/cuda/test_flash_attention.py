@@ -26,6 +26,13 @@ def test_kernel_gives_what_the_reference_gives(flavour: str, scale: str, seed: i
     assert check(checks.cases(Scale(scale), seed), Build(flavour, OPERATORS), seed=seed) == {}
 
 
+def test_chips_that_convert_e4m3_have_shapes_of_their_own() -> None:
+    setups = [setup for setup in checks.setups(Scale.SMALL) if setup.dtype == E4M3]
+    cases = [case_of(replace(setup, form=1), seed=10) for setup in setups]
+    assert {case.tensors["query"].shape[2] for case in cases} >= {64, 112, 144}
+    assert check(cases, PLAIN, compute_capability=90) == {}
+
+
 def test_a_sequence_does_not_depend_on_the_others() -> None:
     for company in checks.companies(seed=4, requests=5):
         alone, among = run([company.alone, company.among], PLAIN)

@@ -26,7 +26,10 @@ __device__ __forceinline__ void multiply_query_key(float (&scores)[RowTiles][Blo
     for (int n = 0; n < Blocks; n++)
 #pragma unroll
       for (int i = 0; i < 4; i++) scores[r][n][i] = 0.f;
-#pragma unroll
+  // E4M3 fragments may become twice as many registers (see FlashAttentionShape): then two k steps at once are
+  // enough.
+  constexpr int kUnroll = sizeof(T) == 1 && D == 256 ? 2 : TileLayout<T, D>::kChunks;
+#pragma unroll kUnroll
   for (int chunk = 0; chunk < TileLayout<T, D>::kChunks; chunk += 2) {
     uint32_t a[RowTiles][4];
 #pragma unroll

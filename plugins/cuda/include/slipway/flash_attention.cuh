@@ -18,7 +18,9 @@
 
 namespace slipway {
 
-template <class T_, class Out_, int D_, int RowTiles_, int BlockN_>
+// Converts: for chips whose mma.sync has no E4M3 of its own, compute capabilities 9.0 to 11.0: the assembler
+// makes of it a conversion of every fragment to float16 (seen in their machine code), which takes registers.
+template <class T_, class Out_, int D_, int RowTiles_, int BlockN_, bool Converts = false>
 struct FlashAttentionShape {
   using T = T_;      // of query, key and value: __half, __nv_bfloat16 or e4m3
   using Out = Out_;  // of the output; T where that has 16 bits
@@ -29,6 +31,16 @@ struct FlashAttentionShape {
   // E4M3 has four binades less below 1 than the softmax has use for; probabilities up to 2^8 fit below its
   // 448.
   static constexpr int kShift = sizeof(T) == 1 ? 8 : 0;
+
+  // Whether the launcher gives this shape to the chip that is compiled for.
+  __device__ static constexpr bool runs_here() {
+#ifdef __CUDA_ARCH__
+    return sizeof(T) == 2 ||
+           (__CUDA_ARCH__ >= 890 && Converts == (__CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200));
+#else
+    return true;
+#endif
+  }
 };
 
 // Writes one row of 16 rows' accumulators, times `factor`: columns below `columns`, a multiple of 8.
@@ -57,6 +69,9 @@ __global__ void __launch_bounds__(Shape::kThreads) flash_attention_kernel(FlashA
   using Out = typename Shape::Out;
   constexpr int D = Shape::kHeadSize, BlockN = Shape::kBlockN, Blocks = BlockN / 8,
                 RowTiles = Shape::kRowTiles;
+#ifdef __CUDA_ARCH__
+  if (!Shape::runs_here()) __trap();  // the rest is compiled away
+#endif
   DYNAMIC_SMEM(shared);
   T* const query_tile = reinterpret_cast<T*>(shared);   // [kBlockM] rows of D
   T* const key_tile = query_tile + Shape::kBlockM * D;  // [BlockN] rows of D
@@ -69,6 +84,12 @@ __global__ void __launch_bounds__(Shape::kThreads) flash_attention_kernel(FlashA
   const int key_begin = is_sequence ? p.cu_seqlens_k[tile.sequence] : 0;
   const int length = is_sequence ? p.cu_seqlens_k[tile.sequence + 1] - key_begin : 0;
   const int shift = length - tile.length;  // row i has position i + shift
+  ptx::device_check(tile.begin >= 0 && tile.length >= 0 && tile.begin + tile.length <= p.tokens_q,
+                    "cu_seqlens_q decreases, or goes beyond tokens_q");
+  ptx::device_check(key_begin >= 0 && length >= 0 && key_begin + length <= p.tokens_k,
+                    "cu_seqlens_k decreases, or goes beyond tokens_k");
+  ptx::device_check(p.bias == nullptr || !is_sequence || (tile.length <= p.max_q && length <= p.max_k),
+                    "a sequence is longer than max_q or max_k of bias");
 
   // Rows of this warp, and the tiles of keys that the block visits.
   const int warp_row = tile.first + int(threadIdx.x) / 32 * Shape::kWarpRows;

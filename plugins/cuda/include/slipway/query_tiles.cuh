@@ -28,28 +28,41 @@ inline int64_t max_query_tiles(int64_t rows, int64_t batch, int64_t tile_rows) {
 // warp call it and get the same.
 __device__ __forceinline__ QueryTile find_query_tile(const int* cu_seqlens, int batch, int rows,
                                                      int tile_rows, int index) {
+  constexpr int kEach = 8;  // sequences a lane looks at in one round
   const int lane = threadIdx.x % 32;
-  int before = 0;  // tiles of the sequences before those that the warp looks at
-  for (int first = 0; first <= batch; first += 32) {
-    const int sequence = min(first + lane, batch + 1);
-    const int begin = sequence <= batch ? cu_seqlens[sequence] : rows;
-    const int end = sequence < batch ? cu_seqlens[sequence + 1] : rows;
-    const int tiles = (end - begin + tile_rows - 1) / tile_rows;
-    int through = tiles;  // tiles up to this lane's sequence, its own included
+  int rest = index;  // how many tiles from the round's first to the one sought
+  for (int first = 0; first <= batch; first += 32 * kEach) {
+    // Sequence `batch` is the rows behind the last one; those after it are empty.
+    int offsets[kEach + 1], own = 0;
+#pragma unroll
+    for (int i = 0; i <= kEach; i++) {
+      const int sequence = first + lane * kEach + i;
+      offsets[i] = sequence <= batch ? cu_seqlens[sequence] : rows;
+    }
+#pragma unroll
+    for (int i = 0; i < kEach; i++) own += (offsets[i + 1] - offsets[i] + tile_rows - 1) / tile_rows;
+    int through = own;  // tiles up to this lane's sequences, its own included
 #pragma unroll
     for (int step = 1; step < 32; step *= 2) {
       const int other = __shfl_sync(0xffffffffu, through, max(lane - step, 0));
       if (lane >= step) through += other;
     }
-    const unsigned reached = __ballot_sync(0xffffffffu, index < before + through);
+    const unsigned reached = __ballot_sync(0xffffffffu, rest < through);
     if (reached != 0) {
+      QueryTile tile = {0, 0, 0, 0};
+      int number = rest - (through - own);
+#pragma unroll
+      for (int i = 0; i < kEach; i++) {
+        const int length = offsets[i + 1] - offsets[i], tiles = (length + tile_rows - 1) / tile_rows;
+        if (number >= 0 && number < tiles)
+          tile = {first + lane * kEach + i, offsets[i], length, (tiles - 1 - number) * tile_rows};
+        number -= tiles;
+      }
       const int owner = __ffs(int(reached)) - 1;
-      const int number = before + through - 1 - index;  // counted from the sequence's end
-      return {first + owner, __shfl_sync(0xffffffffu, begin, owner),
-              __shfl_sync(0xffffffffu, end - begin, owner),
-              __shfl_sync(0xffffffffu, number, owner) * tile_rows};
+      return {__shfl_sync(0xffffffffu, tile.sequence, owner), __shfl_sync(0xffffffffu, tile.begin, owner),
+              __shfl_sync(0xffffffffu, tile.length, owner), __shfl_sync(0xffffffffu, tile.first, owner)};
     }
-    before += __shfl_sync(0xffffffffu, through, 31);
+    rest -= __shfl_sync(0xffffffffu, through, 31);
   }
   return {batch, rows, 0, -1};
 }
