@@ -99,7 +99,7 @@ def cases(scale: Scale, seed: int) -> Iterator[Case]:
     for step in QUICK if scale is Scale.QUICK else SMALL:
         yield case_of(step)
     random = torch.Generator().manual_seed(seed)
-    count = {Scale.QUICK: 40, Scale.SMALL: 600, Scale.FULL: 1024}[
+    count = {Scale.QUICK: 40, Scale.SMALL: 270, Scale.FULL: 1024}[
         scale
     ]  # also more than threads of the block
     past = torch.randint(0, 700, (count,), generator=random).tolist()

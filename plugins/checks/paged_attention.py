@@ -15,6 +15,7 @@ from torch import Tensor
 
 from plugins.cuda.case import Case, Scale
 from plugins.cuda.company import Company
+from plugins.reference.attention_plan import Limits, make_plan
 from plugins.reference.kv_write import MOST, Rotary, StaticScales, TokenScales, kv_write
 from plugins.reference.paged_attention import attend_pools
 from plugins.reference.rotary import rotary_tables
@@ -23,6 +24,8 @@ HALF, BFLOAT = torch.float16, torch.bfloat16
 INT8, E4M3 = torch.int8, torch.float8_e4m3fn
 TOLERANCE = {HALF: 1e-3, BFLOAT: 8e-3}
 POOL_TOLERANCE = {INT8: 2e-2, E4M3: 6e-2}
+PLAN_WORKERS = 5
+"""Where the work list is the reference's: it must not depend on the device."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Setup:
 
     pool: None is the queries' dtype; scales: 'head', 'one' or 'token'. tree: a random tree mask.
     write: new keys are given and written; else the pools have them. packed: query, key and value in one tensor.
-    split: max_split_tokens. shared: (leader, tokens shared with it) of each sequence.
+    split: max_split_tokens. shared: (leader, tokens shared with it) of each sequence. plan: the work list is given.
     """
 
     sequences: tuple[tuple[int, int], ...]
@@ -59,6 +62,7 @@ class Setup:
     chunk: int = 64
     split: int = 8
     shared: tuple[tuple[int, int], ...] = ()
+    plan: bool = False
 
     @property
     def pool_dtype(self) -> torch.dtype:
@@ -88,6 +92,7 @@ class Setup:
             "local_window_size": self.window,
             "chunk": self.chunk,
             "max_split_tokens": self.split,
+            "workers": PLAN_WORKERS if self.plan else 0,
         }
 
 
@@ -180,6 +185,30 @@ def tree_mask(setup: Setup, tokens: int, random: torch.Generator) -> Tensor:
     return mask
 
 
+def plan_of(setup: Setup, tensors: dict[str, Tensor], tokens: int) -> Tensor:
+    """The work list, by its reference."""
+    batch, max_blocks = tensors["block_table"].shape
+    limits = Limits(
+        batch=batch,
+        tokens=tokens,
+        heads=setup.heads,
+        kv_heads=setup.kv_heads,
+        max_length=max_blocks * setup.block_size,
+        pool_tokens=tensors["key_cache"].shape[0] * setup.block_size,
+        window=setup.window,
+        chunk=setup.chunk,
+        max_split_tokens=setup.split,
+        workers=PLAN_WORKERS,
+    )
+    return make_plan(
+        limits,
+        tensors["cumulative_sequence_length"].tolist(),
+        tensors["past_seqlens"].tolist(),
+        [leader for leader, _ in setup.shared] or None,
+        [shared for _, shared in setup.shared] or None,
+    )
+
+
 def case_of(setup: Setup, random: torch.Generator, label: str = "") -> Case:
     """The call and, by the reference, what comes out of it."""
     table, num_blocks = block_tables(setup, random)
@@ -236,6 +265,10 @@ def case_of(setup: Setup, random: torch.Generator, label: str = "") -> Case:
         tensors |= pools.named()
     else:
         tensors |= {"query": query.flatten(1), **after.named()}
+    if setup.plan:
+        tensors["attention_metadata"] = plan_of(setup, tensors, tokens)
+        tensors.pop("prefix_leader", None)
+        tensors.pop("prefix_lens", None)
     attended = attend_pools(
         turned,
         after.key,
@@ -294,7 +327,7 @@ QUICK = (
         write=False,
         lse=True,
     ),
-    Setup(((130, 1), (61, 1)), pool=INT8, scales="token", heads=6, kv_heads=1, head_dim=72, value_dim=40),
+    Setup(((130, 1), (61, 1)), pool=INT8, scales="token", heads=6, kv_heads=1, head_dim=56, value_dim=40),
     Setup(((90, 3), (64, 20)), pool=E4M3, heads=2, kv_heads=2, block_size=64),
     Setup(((130, 6), (20, 4)), tree=True, heads=2, kv_heads=1),
     Setup(
@@ -332,6 +365,9 @@ SMALL = (
         ((90, 7), (140, 8), (0, 6)), tree=True, heads=8, kv_heads=1, dtype=BFLOAT, rotary_dim=64, pool=E4M3
     ),
     Setup(((129, 20),), split=32, tree=True, lse=True),
+    Setup(((129, 1), (60, 20), (250, 2)), plan=True, rotary_dim=32, padding=1),
+    Setup(((97, 1), (40, 20)), pool=INT8, scales="token", head_dim=72, value_dim=120, heads=3, kv_heads=1),
+    Setup(((1000, 1),) * 3, heads=2, kv_heads=1, chunk=64, shared=((0, 0), (0, 960), (0, 960)), lse=True),
     Setup(
         ((130, 1), (150, 0), (140, 2), (180, 1), (200, 1), (128, 60)),
         heads=8,
@@ -493,9 +529,6 @@ def companies(seed: int, requests: int) -> Iterator[Company]:
     yield from companies_of(plain, random, picked)
     yield from companies_of(
         replace(plain, dtype=BFLOAT, pool=E4M3, scales="token", sinks=True), random, picked
-    )
-    shared = tuple(
-        (0, 512 if n >= 512 else 0) if n >= 512 else (i, 0) for i, (n, _) in enumerate(plain.sequences)
     )
     leader = next(i for i, (n, _) in enumerate(plain.sequences) if n >= 512)
     shared = tuple((leader, 512) if n >= 512 else (i, 0) for i, (n, _) in enumerate(plain.sequences))
