@@ -42,6 +42,31 @@ struct WeightOnlyGemmParams {
 enum class WeightFormat { kInt4, kInt8, kE4M3 };
 enum class WeightScales { kGroups32, kGroups, kChannels };  // kGroups: of a multiple of a slab
 
+// A zero point of int4 as the expansion takes it off: as int4_zero, and for half as -(64 + zero) too.
+template <class T>
+struct Int4Zero {
+  uint32_t plain, sixteenth;
+
+  __device__ __forceinline__ explicit Int4Zero(uint32_t zero = 8)
+      : plain(int4_zero<T>(zero, zero)),
+        sixteenth(ptx::IsHalf<T>::value ? ptx::subtract2<T>(0x63806380u, plain) : 0) {}  // 960 - (1024 + zero)
+};
+// expand_int4; halves take half the nibbles from where they are, 16 times too large, which saves most shifts.
+template <class T>
+__device__ __forceinline__ void expand_codes(uint32_t eight, const Int4Zero<T>& zero, uint32_t (&out)[4]) {
+  if constexpr (ptx::IsHalf<T>::value) {
+#pragma unroll
+    for (int i = 0; i < 4; i += 2) {
+      const uint32_t nibbles = i == 0 ? eight : eight >> 8;
+      out[i] = ptx::subtract2<T>(ptx::lop3<ptx::kAndOr>(nibbles, 0x000f000fu, kMagic<T>), zero.plain);
+      out[i + 1] = ptx::fma2<T>(ptx::lop3<ptx::kAndOr>(nibbles, 0x00f000f0u, kMagic<T>), 0x2c002c00u,
+                                zero.sixteenth);
+    }
+  } else {
+    expand_int4<T>(eight, zero.plain, out);
+  }
+}
+
 // A lane's 16 bytes have two parts; words 2 * part and 2 * part + 1 are of columns g and g + 8 (g = lane / 4).
 template <class T, WeightFormat kFormat>
 struct WeightCodes {
@@ -49,19 +74,20 @@ struct WeightCodes {
   static constexpr int kPartSteps = kFormat == WeightFormat::kInt4 ? 2 : 1;  // of 16 k
   static constexpr int kSteps = kParts * kPartSteps, kSlab = 16 * kSteps;
 
-  // The fragments of a part. zero: int4_zero of either column.
-  static __device__ __forceinline__ void expand(const uint32_t (&words)[4], int part, const uint32_t (&zero)[2],
+  // The fragments of a part. low, high: its words of columns g and g + 8; zero: of either.
+  static __device__ __forceinline__ void expand(uint32_t low, uint32_t high, const Int4Zero<T> (&zero)[2],
                                                 uint32_t (&a)[kPartSteps][4]) {
 #pragma unroll
     for (int half = 0; half < 2; half++) {
+      const uint32_t word = half == 0 ? low : high;
       if constexpr (kFormat == WeightFormat::kInt4) {
         uint32_t out[4];
-        expand_int4<T>(words[2 * part + half], zero[half], out);
+        expand_codes<T>(word, zero[half], out);
         a[0][half] = out[0], a[0][half + 2] = out[1], a[1][half] = out[2], a[1][half + 2] = out[3];
       } else {
         uint32_t out[2];
-        if constexpr (kFormat == WeightFormat::kInt8) expand_int8<T>(words[2 * part + half], out);
-        else expand_e4m3<T>(words[2 * part + half], out);
+        if constexpr (kFormat == WeightFormat::kInt8) expand_int8<T>(word, out);
+        else expand_e4m3<T>(word, out);
         a[0][half] = out[0], a[0][half + 2] = out[1];
       }
     }
@@ -161,58 +187,51 @@ struct GemmBlock {
     }
   }
 
-  // sum[j][r] of 16 columns by 8 rows += the products of this warp's slab.
+  // sum[j][r] of 16 columns by 8 rows += the products of this warp's slab. The two groups of a slab go one after the
+  // other, with half of x in registers each.
   __device__ __forceinline__ void multiply(int stage, float (&sum)[4][Form::kRowTiles][4]) const {
-    constexpr int steps = Codes::kSteps, part_steps = Codes::kPartSteps;
-    uint32_t b[steps][Form::kRowTiles][2];
-#pragma unroll
-    for (int r = 0; r < Form::kRowTiles; r++)
-#pragma unroll
-      for (int s = 0; s < steps; s += 2) {
-        uint32_t f[4];  // 8 rows by 4 chunks: two steps
-        const int chunk = (slab_warp * steps + s) * 2 + lane / 8;
-        ptx::ldmatrix_x4<false>(f, x_tile(stage) + Tile::at(r * 8 + lane % 8, chunk));
-        b[s][r][0] = f[0], b[s][r][1] = f[1], b[s + 1][r][0] = f[2], b[s + 1][r][1] = f[3];
-      }
+    constexpr int parts = Codes::kParts / Form::kGroupsInSlab, steps = Codes::kSteps / Form::kGroupsInSlab;
     const int g = lane / 4;
 #pragma unroll
-    for (int j = 0; j < 4; j++) {
-      const uint4 loaded = *reinterpret_cast<const uint4*>(weights(stage) + j * 512 + lane * 16);
-      const uint32_t words[4] = {loaded.x, loaded.y, loaded.z, loaded.w};
-      float product[Form::kRowTiles][4];
-      uint32_t zero[2] = {int4_zero<T>(8, 8), int4_zero<T>(8, 8)};
+    for (int group = 0; group < Form::kGroupsInSlab; group++) {
+      uint32_t b[steps][Form::kRowTiles][2];
 #pragma unroll
-      for (int part = 0; part < Codes::kParts; part++) {
-        const int group = Form::kGroupsInSlab == 2 ? part : 0;
-        const bool begins = Form::kGroupsInSlab == 2 || part == 0;
-        const bool ends = Form::kGroupsInSlab == 2 || part == Codes::kParts - 1;
-        if constexpr (Form::kGrouped) {
-          if (begins) {
+      for (int r = 0; r < Form::kRowTiles; r++)
+#pragma unroll
+        for (int s = 0; s < steps; s += 2) {
+          uint32_t f[4];  // 8 rows by 4 chunks: two steps
+          const int chunk = (slab_warp * Codes::kSteps + group * steps + s) * 2 + lane / 8;
+          ptx::ldmatrix_x4<false>(f, x_tile(stage) + Tile::at(r * 8 + lane % 8, chunk));
+          b[s][r][0] = f[0], b[s][r][1] = f[1], b[s + 1][r][0] = f[2], b[s + 1][r][1] = f[3];
+        }
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        using Words = Vector<uint32_t, 2 * parts>;
+        const Words words =
+            Words::load(reinterpret_cast<const uint32_t*>(weights(stage) + j * 512 + lane * 16) + group * 2 * parts);
+        Int4Zero<T> zero[2];
+        if (Form::kZeros && p.zero) {
+          const uint32_t pair = *reinterpret_cast<const uint16_t*>(zeros(stage) + group * 64 + g * 8 + j * 2);
+          zero[0] = Int4Zero<T>(pair & 0xff), zero[1] = Int4Zero<T>(pair >> 8);
+        }
+        float product[Form::kRowTiles][4] = {};
+#pragma unroll
+        for (int part = 0; part < parts; part++) {
+          uint32_t a[Codes::kPartSteps][4];
+          Codes::expand(words[2 * part], words[2 * part + 1], zero, a);
+#pragma unroll
+          for (int s = 0; s < Codes::kPartSteps; s++)
 #pragma unroll
             for (int r = 0; r < Form::kRowTiles; r++)
-              product[r][0] = product[r][1] = product[r][2] = product[r][3] = 0.f;
-            if (Form::kZeros && p.zero) {
-              const uint32_t pair = *reinterpret_cast<const uint16_t*>(zeros(stage) + group * 64 + g * 8 + j * 2);
-              zero[0] = int4_zero<T>(pair & 0xff, pair & 0xff), zero[1] = int4_zero<T>(pair >> 8, pair >> 8);
-            }
-          }
+              ptx::mma_m16n8k16<T>(Form::kGrouped ? product[r] : sum[j][r], a[s], b[part * Codes::kPartSteps + s][r]);
         }
-        uint32_t a[part_steps][4];
-        Codes::expand(words, part, zero, a);
-#pragma unroll
-        for (int s = 0; s < part_steps; s++)
-#pragma unroll
-          for (int r = 0; r < Form::kRowTiles; r++)
-            ptx::mma_m16n8k16<T>(Form::kGrouped ? product[r] : sum[j][r], a[s], b[part * part_steps + s][r]);
         if constexpr (Form::kGrouped) {
-          if (ends) {
-            const uint32_t pair = *reinterpret_cast<const uint32_t*>(scales(stage) + group * 128 + g * 16 + j * 4);
-            const float2 scale = unpack<T>(pair);  // of columns g and g + 8
+          const uint32_t pair = *reinterpret_cast<const uint32_t*>(scales(stage) + group * 128 + g * 16 + j * 4);
+          const float2 scale = unpack<T>(pair);  // of columns g and g + 8
 #pragma unroll
-            for (int r = 0; r < Form::kRowTiles; r++) {
-              sum[j][r][0] += scale.x * product[r][0], sum[j][r][1] += scale.x * product[r][1];
-              sum[j][r][2] += scale.y * product[r][2], sum[j][r][3] += scale.y * product[r][3];
-            }
+          for (int r = 0; r < Form::kRowTiles; r++) {
+            sum[j][r][0] += scale.x * product[r][0], sum[j][r][1] += scale.x * product[r][1];
+            sum[j][r][2] += scale.y * product[r][2], sum[j][r][3] += scale.y * product[r][3];
           }
         }
       }

@@ -1,7 +1,8 @@
-"""Faults that the cases of `weight_only_gemm` must find."""
+"""Faults that the cases of `weight_only_gemm` with int4 weights must find."""
 
 from __future__ import annotations
 
+from plugins.cuda.case import Case
 from tests.plugins.cuda.mutation import Fault
 
 KERNEL = "include/slipway/weight_only_gemm.cuh"
@@ -9,6 +10,13 @@ LAUNCHER = "csrc/weight_only_gemm.cu"
 ROWS = "csrc/weight_only_gemm_launch.hpp"
 
 DEFINES = ("SLIPWAY_ONLY_FLOAT16",)
+LEFT_OUT = ("weight_only_gemm_int8.cu", "weight_only_gemm_e4m3.cu")
+
+
+def chosen(case: Case) -> bool:
+    """Whether the case is of int4 weights."""
+    return case.name.startswith("int4")
+
 
 FAULTS = [
     Fault(
@@ -81,12 +89,6 @@ FAULTS = [
         "(chunks + kGemmThreads - 1) / kGemmThreads - (kGemmThreads < chunks); i++",
     ),
     Fault(
-        "more of x is loaded than there is place",
-        KERNEL,
-        "if (chunks % kGemmThreads != 0 && number >= chunks) break;",
-        "",
-    ),
-    Fault(
         "units of another order",
         KERNEL,
         "int64_t(column_block) * p.slabs + slab_of(stage);",
@@ -120,11 +122,14 @@ FAULTS = [
         "if (Form::kZeros && p.zero) ptx::cp_async_small",
         "if (false) ptx::cp_async_small",
     ),
+    Fault("the zero point of int4 is 7", KERNEL, "uint32_t zero = 8)", "uint32_t zero = 7)"),
+    Fault("the zero point of large nibbles", KERNEL, "0x63806380u", "0x63876387u"),
+    Fault("large nibbles are not scaled", KERNEL, "0x2c002c00u", "0x3c003c00u"),
     Fault(
-        "the zero point of int4 is 7",
+        "the wrong half of the nibbles",
         KERNEL,
-        "{int4_zero<T>(8, 8), int4_zero<T>(8, 8)}",
-        "{int4_zero<T>(7, 7), int4_zero<T>(8, 8)}",
+        "i == 0 ? eight : eight >> 8;",
+        "i == 0 ? eight >> 8 : eight;",
     ),
     Fault(
         "zero points of another column",
@@ -148,37 +153,11 @@ FAULTS = [
         "sum[j][r][2] += scale.x * product[r][2]",
     ),
     Fault(
-        "a group's sum goes on into the next",
-        KERNEL,
-        "const bool begins = Form::kGroupsInSlab == 2 || part == 0;",
-        "const bool begins = part == 0;",
-    ),
-    Fault(
-        "a group's first half is lost",
-        KERNEL,
-        "const bool ends = Form::kGroupsInSlab == 2 || part == Codes::kParts - 1;",
-        "const bool ends = Form::kGroupsInSlab == 2;",
-    ),
-    Fault(
-        "fragments of the second part",
-        KERNEL,
-        "words[2 * part + half], zero[half], out);",
-        "words[2 * part + half], zero[0], out);",
-    ),
-    Fault(
         "fragments exchanged",
         KERNEL,
         "a[0][half] = out[0], a[0][half + 2] = out[1], a[1][half] = out[2]",
         "a[0][half] = out[1], a[0][half + 2] = out[0], a[1][half] = out[2]",
     ),
-    Fault(
-        "bytes exchanged",
-        KERNEL,
-        "        a[0][half] = out[0], a[0][half + 2] = out[1];\n      }",
-        "        a[0][half + 2] = out[0], a[0][half] = out[1];\n      }",
-    ),
-    Fault("steps of x exchanged", KERNEL, "b[part * part_steps + s][r]);", "b[s][r]);"),
-    Fault("x of the first slab", KERNEL, "(slab_warp * steps + s) * 2 + lane / 8", "s * 2 + lane / 8"),
     Fault(
         "x of the first tile of rows",
         KERNEL,
@@ -217,22 +196,10 @@ FAULTS = [
         "p.partial[(0 * p.rows",
     ),
     Fault(
-        "no scales per channel",
-        KERNEL,
-        "from_float<T>(total * channel_scale + bias);\n    }\n  }\n};",
-        "from_float<T>(total + bias);\n    }\n  }\n};",
-    ),
-    Fault(
         "no bias",
         KERNEL,
         "from_float<T>(total * channel_scale + bias);\n    }\n  }\n};",
         "from_float<T>(total * channel_scale);\n    }\n  }\n};",
-    ),
-    Fault(
-        "splits' channels are not scaled",
-        KERNEL,
-        "static_cast<T*>(p.y)[i] = from_float<T>(total * channel_scale + bias);",
-        "static_cast<T*>(p.y)[i] = from_float<T>(total + bias);",
     ),
     Fault(
         "splits' bias is left",
@@ -261,5 +228,38 @@ FAULTS = [
         LAUNCHER,
         "return {rounded_up(stages, each), each};",
         "return {rounded_up(stages, each), each - (count > 1)};",
+    ),
+    Fault(
+        "a part's fragments come twice",
+        KERNEL,
+        "Codes::expand(words[2 * part], words[2 * part + 1]",
+        "Codes::expand(words[0], words[1]",
+    ),
+    Fault("columns g have the words of g + 8", KERNEL, "half == 0 ? low : high", "half == 0 ? high : low"),
+    Fault(
+        "columns g + 8 have the zero point of g",
+        KERNEL,
+        "expand_codes<T>(word, zero[half], out);",
+        "expand_codes<T>(word, zero[0], out);",
+    ),
+    Fault("steps of x exchanged", KERNEL, "b[part * Codes::kPartSteps + s][r]);", "b[s][r]);"),
+    Fault(
+        "x of the first slab",
+        KERNEL,
+        "(slab_warp * Codes::kSteps + group * steps + s) * 2",
+        "(group * steps + s) * 2",
+    ),
+    Fault(
+        "x of the first group",
+        KERNEL,
+        "(slab_warp * Codes::kSteps + group * steps + s) * 2",
+        "(slab_warp * Codes::kSteps + s) * 2",
+    ),
+    Fault("weights of the first group", KERNEL, "+ group * 2 * parts);", ");"),
+    Fault(
+        "weights of the first tile",
+        KERNEL,
+        "weights(stage) + j * 512 + lane * 16) + group",
+        "weights(stage) + lane * 16) + group",
     ),
 ]
