@@ -18,8 +18,8 @@ FAULTS = [
     Fault(
         "goes on after a stop token",
         KERNEL,
-        "while (row.num_new < most && row.status == kStepWaiting)",
-        "while (row.num_new < most)",
+        "row.num_new < most && row.status == kStepWaiting",
+        "row.num_new < most && row.status != kStepFailed",
     ),
     Fault(
         "stop tokens of another sequence",
