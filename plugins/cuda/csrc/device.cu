@@ -35,7 +35,8 @@ const Device& device() {
     known[index] = {attribute(cudaDevAttrComputeCapabilityMajor, index) * 10 +
                         attribute(cudaDevAttrComputeCapabilityMinor, index),
                     attribute(cudaDevAttrMultiProcessorCount, index),
-                    attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, index)};
+                    attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, index),
+                    attribute(cudaDevAttrL2CacheSize, index)};
   });
   return known[index];
 }
@@ -47,11 +48,12 @@ const Device& device() {
 
 namespace slipway {
 
-// The emulated device: few SMs, so that a persistent grid deals several pieces of work to each block.
+// The emulated device: few SMs, so that a persistent grid deals several pieces of work to each block, and an L2 cache
+// that small tensors overflow.
 const Device& device() {
   static const Device emulated = [] {
     const char* capability = std::getenv("SLIPWAY_EMULATED_COMPUTE_CAPABILITY");
-    return Device{capability ? std::atoi(capability) : 80, 3, 227 << 10};
+    return Device{capability ? std::atoi(capability) : 80, 3, 227 << 10, 64 << 10};
   }();
   return emulated;
 }

@@ -18,9 +18,6 @@ template <class T, int D, bool MapsScores>
 using ShapeOf = FlashAttentionSm90Shape<T, D, D == 64 && !MapsScores ? 3 : 2,
                                         D == 256 ? 80 : D == 64 && !MapsScores ? 112 : 128, MapsScores>;
 
-// Bytes of keys and values that are worth keeping in L2 beside everything else (H100 and H200 have 50 MB).
-constexpr int64_t kL2Bytes = 32 << 20;
-
 // [tokens, heads, size] as size, heads, tokens. The strides of axes of size 1 mean nothing, and may be anything.
 template <class T>
 bool make_map(ptx::TensorMap& map, const void* base, int64_t size, int64_t heads, int64_t head_stride, int64_t tokens,
@@ -50,8 +47,9 @@ bool launch_shape(const FlashAttentionParams& p, void* stream) {
   const int64_t tiles = max_query_tiles(p.tokens_q, p.batch, Shape::kBlockM);
   if (!made || tiles * p.heads > (1 << 30)) return false;
 
+  // Heads whose keys and values fill half of L2 are read at one time; the rest is for everything else.
   const int64_t bytes_of_head = std::max<int64_t>(p.tokens_k, 1) * (p.head_dim + p.value_dim) * int64_t(sizeof(T));
-  const int64_t kv_heads_at_once = std::clamp<int64_t>(kL2Bytes / bytes_of_head, 1, p.kv_heads);
+  const int64_t kv_heads_at_once = std::clamp<int64_t>(device().l2_bytes / 2 / bytes_of_head, 1, p.kv_heads);
   params.order = {int(tiles), p.heads, int(kv_heads_at_once) * (p.heads / p.kv_heads)};
   const int blocks = std::min(device().sm_count, params.order.items());
   ptx::launch(flash_attention_sm90_kernel<Shape>, dim3(unsigned(blocks)), dim3(Shape::kThreads), Shape::kSharedBytes,

@@ -64,6 +64,7 @@ inline void tensor_load(void* dst, const TensorMap& map, uint64_t* bar, const in
   for (size_t i = 0; i < pieces.size(); i++) {
     pieces[i].offset = first - kSharedBase + 16 * i;
     std::memcpy(pieces[i].data, &data[16 * i], 16);
+    check_overwritten(pieces[i].offset, 16, op, where);
     async_write(pieces[i].offset, nullptr, 16);
   }
   mbarrier_expects(bar, pieces, op, where);
@@ -78,6 +79,7 @@ inline void bulk_load(void* dst, const void* src, uint32_t bytes, uint64_t* bar,
   for (size_t i = 0; i < pieces.size(); i++) {
     pieces[i].offset = first + 16 * i;
     get(pieces[i].data, static_cast<const char*>(src) + 16 * i, 16);
+    check_overwritten(pieces[i].offset, 16, op, where);
     async_write(pieces[i].offset, nullptr, 16);
   }
   mbarrier_expects(bar, pieces, op, where);

@@ -72,6 +72,12 @@ inline void async_write(size_t offset, const unsigned char* data, int bytes) {
   if (data) std::memcpy(view_of_block() + offset, data, size_t(bytes));
   else std::memset(view_of_block() + offset, 0xff, size_t(bytes));
 }
+// TMA is about to write: ordinary stores there must have been fenced too, or the two are not ordered.
+inline void check_overwritten(size_t offset, int bytes, const char* op, Where where) {
+  Internal guard;
+  if (std::memcmp(machine.smem + offset, view_of_block() + offset, size_t(bytes)) != 0)
+    fail(std::string(op) + ": overwrites what ordinary stores wrote without fence.proxy.async after them", where);
+}
 // What TMA and wgmma read.
 inline void async_read(unsigned char* to, size_t offset, int bytes, const char* op, Where where) {
   get(to, machine.smem + offset, bytes);

@@ -11,6 +11,7 @@ undefined-behaviour sanitizers. It is caught by the first run in which anything 
     LEFT_OUT: tuple[str, ...]      units of csrc/ that the chosen cases do not need
     COMPUTE_CAPABILITY: int        of the emulated device, 80 if it is not said
     def chosen(case: Case) -> bool  which of the quick cases run; all if it is not there
+    def cases() -> list[Case]       what runs instead of the operator's quick cases
 
 Verdicts go to `faults/results.json`, with the hashes of the sources that they were found with.
 """
@@ -91,6 +92,7 @@ class Suite:
     left_out: tuple[str, ...] = ()
     compute_capability: int = 80
     chosen: Callable[[Case], bool] = field(default=lambda case: True)
+    instead: Callable[[], list[Case]] | None = None
 
     @classmethod
     def load(cls, name: str) -> Suite:
@@ -104,10 +106,13 @@ class Suite:
             getattr(module, "LEFT_OUT", ()),
             getattr(module, "COMPUTE_CAPABILITY", 80),
             getattr(module, "chosen", lambda case: True),
+            getattr(module, "cases", None),
         )
 
     def cases(self) -> list[Case]:
-        """The operator's quick cases that this suite chose."""
+        """The suite's own cases, or the operator's quick cases that it chose."""
+        if self.instead is not None:
+            return self.instead()
         module = importlib.import_module(f"plugins.checks.{self.operator}")
         return [case for case in module.cases(Scale.QUICK, 1) if self.chosen(case)]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,35 +13,19 @@ from plugins.checks.flash_attention import E4M3, Setup, case_of
 from plugins.cuda.case import Case, Scale, raw_bytes
 from plugins.cuda.company import differences
 from plugins.cuda.emulated import Build, check, run
-from plugins.cuda.units import CORE, FOLDER
 
 SM90 = 90
 OPERATORS = ("flash_attention",)
-UNITS = (*CORE, "operator.hpp", "dispatch.hpp", "device.hpp", "slipway_kernels.h", "flash_attention.hpp")
-UNITS_OF_THE_FORM = ("flash_attention.cu", "flash_attention_sm90.cu")
+OTHER_FORMS = ("flash_attention_half.cu", "flash_attention_fp8.cu")
 
 
-@pytest.fixture(scope="session")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The kernels' sources without the form of flash_attention for other chips, which takes longer to compile."""
-    return sources_of_the_form(tmp_path_factory.mktemp("flash_attention_sm90"))
+def build_of(flavour: str, largest_head: int = 256) -> Build:
+    """The form for heads of up to this size, without those for other chips, which take longer to compile."""
+    defines = ("SLIPWAY_ARCH_90A", f"SLIPWAY_MAX_HEAD_SIZE={largest_head}")
+    return Build(flavour, OPERATORS, defines=defines, left_out=OTHER_FORMS)
 
 
-def sources_of_the_form(folder: Path) -> Path:
-    """Fills `folder` with links to them."""
-    for shared in ("include", "emulator"):
-        (folder / shared).symlink_to(FOLDER / shared)
-    (folder / "csrc").mkdir()
-    for name in (*UNITS, *UNITS_OF_THE_FORM):
-        (folder / "csrc" / name).symlink_to(FOLDER / "csrc" / name)
-    absent = Path(__file__).parent / "flash_attention_absent.cu"
-    (folder / "csrc" / absent.name).symlink_to(absent)
-    return folder
-
-
-def build_of(folder: Path, flavour: str, largest_head: int = 256) -> Build:
-    """The form for heads of up to this size."""
-    return Build(flavour, OPERATORS, folder, ("SLIPWAY_ARCH_90A", f"SLIPWAY_MAX_HEAD_SIZE={largest_head}"))
+PLAIN = build_of("plain")
 
 
 def long() -> Iterator[Setup]:
@@ -62,53 +45,51 @@ def cases(setups: Iterator[Setup], seed: int, largest_head: int = 256) -> list[C
     return [case_of(replace(s, form=2), seed * 1000 + number) for number, s in enumerate(taken)]
 
 
-def test_form_gives_what_the_reference_gives(sources: Path) -> None:
+def test_form_gives_what_the_reference_gives() -> None:
     for listed in (cases(checks.setups(Scale.SMALL), seed=1), cases(long(), seed=2)):
-        assert check(listed, build_of(sources, "plain"), seed=1, compute_capability=SM90) == {}
+        assert check(listed, PLAIN, seed=1, compute_capability=SM90) == {}
 
 
 @pytest.mark.parametrize("flavour", ["asan", "tsan"])
-def test_sanitizers_find_nothing(sources: Path, flavour: str) -> None:
+def test_sanitizers_find_nothing(flavour: str) -> None:
     listed = (
         cases(checks.setups(Scale.QUICK), seed=3, largest_head=64)
         + cases(long(), seed=4, largest_head=64)[:1]
     )
-    assert check(listed, build_of(sources, flavour, 64), seed=3, compute_capability=SM90) == {}
+    assert check(listed, build_of(flavour, 64), seed=3, compute_capability=SM90) == {}
 
 
-def test_a_sequence_does_not_depend_on_the_others(sources: Path) -> None:
-    build = build_of(sources, "plain")
+def test_a_sequence_does_not_depend_on_the_others() -> None:
     for company in checks.companies(seed=4, requests=5):
         form = {"form": 2.0}
         calls = [replace(c, attributes={**c.attributes, **form}) for c in (company.alone, company.among)]
-        alone, among = run(calls, build, compute_capability=SM90)
+        alone, among = run(calls, PLAIN, compute_capability=SM90)
         assert differences(company, alone.tensors, among.tensors) == []
 
 
-def test_what_lies_beside_a_sequence_is_not_seen(sources: Path) -> None:
+def test_what_lies_beside_a_sequence_is_not_seen() -> None:
     """Tiles are read past the end of a sequence: with no number there, and with infinity."""
     case = case_of(Setup((20, 30), (70, 200), form=2), seed=5)
-    build = build_of(sources, "plain")
-    (before,) = run([case], build, compute_capability=SM90)
+    (before,) = run([case], PLAIN, compute_capability=SM90)
     tensors = {name: tensor.clone() for name, tensor in case.tensors.items()}
     tensors["key"][70:], tensors["value"][70:170], tensors["value"][170:] = torch.nan, torch.nan, torch.inf
-    (after,) = run([replace(case, tensors=tensors)], build, compute_capability=SM90)
+    (after,) = run([replace(case, tensors=tensors)], PLAIN, compute_capability=SM90)
     assert torch.equal(raw_bytes(before.tensors["output"][:20]), raw_bytes(after.tensors["output"][:20]))
     assert not bool(torch.isfinite(after.tensors["output"][20:]).any())
 
 
-def test_the_order_of_threads_changes_no_bit(sources: Path) -> None:
+def test_the_order_of_threads_changes_no_bit() -> None:
     case = case_of(Setup((130,), (300,), causal=True, alibi=True, form=2), seed=6)
-    build = build_of(sources, "plain")
     outputs = [
-        run([case], build, seed=seed, compute_capability=SM90)[0].tensors["output"] for seed in (1, 2, 3)
+        run([case], PLAIN, seed=seed, compute_capability=SM90)[0].tensors["output"] for seed in (1, 2, 3)
     ]
     assert all(torch.equal(raw_bytes(outputs[0]), raw_bytes(output)) for output in outputs[1:])
 
 
-def test_the_form_is_chosen_on_its_chip_alone(sources: Path) -> None:
+def test_the_form_is_chosen_on_its_chip_alone() -> None:
     case = case_of(Setup((9,), form=0), seed=7)
-    build = build_of(sources, "plain")
-    assert check([case], build, compute_capability=SM90) == {}
-    (elsewhere,) = run([case], build, compute_capability=89)
-    assert "left out of this build" in elsewhere.message
+    assert check([case], PLAIN, compute_capability=SM90) == {}
+    asked = replace(case, attributes={**case.attributes, "form": 2})
+    for capability in (80, 89, 100):
+        (refused,) = run([asked], PLAIN, compute_capability=capability)
+        assert "form 2 needs" in refused.message
