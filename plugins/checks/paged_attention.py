@@ -308,18 +308,9 @@ def case_of(setup: Setup, random: torch.Generator, label: str = "") -> Case:
 QUICK = (
     # Decode of lengths around tiles and chunks, an empty request, a short prefill, padding.
     Setup(((0, 1), (16, 1), (53, 1), (96, 1), (5, 0), (129, 1), (3, 17)), padding=2, lse=True),
+    Setup(((129, 2), (40, 54)), heads=3, kv_heads=1, rotary_dim=64, sinks=True, padding=1, packed=True),
     Setup(
-        ((129, 2), (40, 54)),
-        heads=3,
-        kv_heads=1,
-        rotary_dim=64,
-        sinks=True,
-        dtype=BFLOAT,
-        padding=1,
-        packed=True,
-    ),
-    Setup(
-        ((97, 1), (100, 9), (30, 40)),
+        ((140, 1), (100, 9), (30, 40)),
         window=37,
         alibi=True,
         softcap=20.0,
@@ -327,15 +318,17 @@ QUICK = (
         write=False,
         lse=True,
     ),
-    Setup(((130, 1), (61, 1)), pool=INT8, scales="token", heads=6, kv_heads=1, head_dim=56, value_dim=40),
-    Setup(((90, 3), (64, 20)), pool=E4M3, heads=2, kv_heads=2, block_size=64),
-    Setup(((130, 6), (20, 4)), tree=True, heads=2, kv_heads=1),
+    Setup(((130, 6), (20, 4)), tree=True, heads=2, kv_heads=1, dtype=BFLOAT),
     Setup(
-        ((130, 1), (150, 1), (140, 2), (70, 1), (200, 1)),
+        ((130, 1), (150, 1), (140, 3), (70, 1), (200, 1)),
         heads=8,
         kv_heads=2,
+        alibi=True,
         shared=((0, 0), (0, 128), (0, 128), (3, 0), (0, 64)),
     ),
+    Setup(((130, 1), (61, 1)), pool=INT8, scales="token", heads=6, kv_heads=2, head_dim=56, value_dim=40),
+    Setup(((90, 3), (64, 20)), pool=INT8, heads=2, kv_heads=2, block_size=64),
+    Setup(((90, 3), (64, 20)), pool=E4M3, heads=2, kv_heads=2, block_size=64, dtype=BFLOAT),
 )
 SMALL = (
     *QUICK,
