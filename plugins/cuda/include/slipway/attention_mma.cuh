@@ -47,19 +47,12 @@ __device__ __forceinline__ void multiply_query_key(float (&scores)[RowTiles][Blo
   }
 }
 
-// Which column of the output a lane's accumulator is: block of eight columns, element of four.
-template <class T>
-__device__ __forceinline__ int output_column(int block, int element, int lane) {
-  if constexpr (sizeof(T) == 2) return block * 8 + lane % 4 * 2 + (element & 1);
-  // E4M3: two blocks share 16 columns, the first has the even ones.
-  return block / 2 * 16 + lane % 4 * 4 + (element & 1) * 2 + (block & 1);
-}
-
 // multiply_probability_value for E4M3 values, 32 keys a k step. A lane's scores are of keys 2t, 2t + 1 of
 // each block of eight (t = lane % 4), while a fragment wants four neighbours: the sum over keys may be taken
 // in any order, so keys 2t, 2t + 1, 8 + 2t, 9 + 2t stand in for them, on both sides. ldmatrix transposes
 // pairs of bytes, which leaves values of an even and an odd column in each register: they are parted, and go
-// to two products (see output_column).
+// to two products. So blocks 2i and 2i + 1 of the output are the even and the odd columns of 16 i to 16 i +
+// 15, and a lane holds its rows' columns 16 i + 4t to 16 i + 4t + 3.
 template <class T, int D, int RowTiles, int Blocks>
 __device__ __forceinline__ void multiply_probability_value_e4m3(float (&output)[RowTiles][D / 8][4],
                                                                 const float (&p)[RowTiles][Blocks][4],

@@ -49,16 +49,15 @@ __device__ __forceinline__ void store_row(Out* row, const float (&output)[D / 8]
                                           int columns, int lane) {
 #pragma unroll
   for (int d = 0; d < D / 8; d += 2) {
-    const auto &x = output[d], &y = output[d + 1];
-    const int column = output_column<T>(d, 0, lane);
+    const float x0 = output[d][2 * h] * factor, x1 = output[d][2 * h + 1] * factor;
+    const float y0 = output[d + 1][2 * h] * factor, y1 = output[d + 1][2 * h + 1] * factor;
     if constexpr (sizeof(T) == 2) {
-      if (d * 8 < columns)
-        *reinterpret_cast<uint32_t*>(row + column) = pack<Out>(x[2 * h] * factor, x[2 * h + 1] * factor);
-      if (d * 8 + 8 < columns)
-        *reinterpret_cast<uint32_t*>(row + column + 8) = pack<Out>(y[2 * h] * factor, y[2 * h + 1] * factor);
-    } else if (d * 8 < columns) {  // a lane holds four columns: even ones, then odd ones
-      *reinterpret_cast<uint2*>(row + column) = {pack<Out>(x[2 * h] * factor, y[2 * h] * factor),
-                                                 pack<Out>(x[2 * h + 1] * factor, y[2 * h + 1] * factor)};
+      const int column = d * 8 + lane % 4 * 2;
+      if (d * 8 < columns) *reinterpret_cast<uint32_t*>(row + column) = pack<Out>(x0, x1);
+      if (d * 8 + 8 < columns) *reinterpret_cast<uint32_t*>(row + column + 8) = pack<Out>(y0, y1);
+    } else if (d * 8 < columns) {  // even columns in the first block, odd ones in the second
+      const int column = d * 8 + lane % 4 * 4;
+      *reinterpret_cast<uint2*>(row + column) = {pack<Out>(x0, y0), pack<Out>(x1, y1)};
     }
   }
 }
