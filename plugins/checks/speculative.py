@@ -83,10 +83,15 @@ def inputs_of(setup: Setup, seed: int) -> dict[str, Tensor]:
 
 
 def quick_setups() -> Iterator[Setup]:
-    """Few drafts of each kind."""
+    """Few drafts of each kind; float16 alone."""
+    for setup in _quick_setups():
+        yield replace(setup, dtype=torch.float16)
+
+
+def _quick_setups() -> Iterator[Setup]:
     yield Setup("probabilities", 40, batch=9, logits=("normal", "peaked"))
     yield Setup("certain", 70, batch=6, noise=None, logits=("peaked", "normal", "flat"), ragged=True)
-    yield Setup("segments", 2100, batch=3, drafts=2, filters=FILTERS[1:4], dtype=torch.bfloat16, noise=1.0)
+    yield Setup("segments", 2100, batch=3, drafts=2, filters=FILTERS[1:4], noise=1.0)
     yield Setup(
         "unusable", 33, batch=4, drafts=2, logits=("peaked", "normal", *UNUSABLE), filters=FILTERS[1:3]
     )

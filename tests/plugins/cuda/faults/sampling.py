@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.plugins.cuda.mutation import Fault
 
-DEFINES = ("SLIPWAY_SAMPLING_GROUPS=64",)
+DEFINES = ("SLIPWAY_ONLY_FLOAT16", "SLIPWAY_SAMPLING_GROUPS=64")
 
 PHILOX = "include/slipway/philox.cuh"
 WEIGHT = "include/slipway/sampling_weight.cuh"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from tests.plugins.cuda.mutation import Fault
 
+DEFINES = ("SLIPWAY_ONLY_FLOAT16",)
+
 KERNEL = "include/slipway/speculative.cuh"
 LAUNCHER = "csrc/speculative.cu"
 
