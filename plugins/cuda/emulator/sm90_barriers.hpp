@@ -5,7 +5,6 @@
 // initialised or was overwritten is reported. Copies that a barrier waits for arrive in 16-byte pieces in any order,
 // while somebody waits and not before.
 #pragma once
-#include <array>
 #include <map>
 
 #include "sm90_memory.hpp"
@@ -123,14 +122,15 @@ struct NamedBarrier {
   std::vector<int> waiting;
   char token[2];  // TSan
 };
-inline std::array<NamedBarrier, 16> named_barriers;
+inline std::map<int, NamedBarrier> named_barriers;  // of the running block; made anew, or TSan would order blocks
 
 // bar.sync, or bar.arrive, of `count` threads in all (PTX ISA, bar). Barrier 0 is __syncthreads's.
 inline void named_barrier(int id, int count, bool waits, Where where) {
   static const bool once = at_block_end([] {
     for (auto& b : named_barriers)
-      if (b.arrived) fail_at_end("a named barrier was left with " + std::to_string(b.arrived) + " arrivals");
-    named_barriers = {};
+      if (b.second.arrived)
+        fail_at_end("a named barrier was left with " + std::to_string(b.second.arrived) + " arrivals");
+    named_barriers.clear();
   });
   (void)once;
   Internal guard;
@@ -138,7 +138,7 @@ inline void named_barrier(int id, int count, bool waits, Where where) {
   if (id < 1 || id > 15) fail(std::string(op) + ": named barriers are 1 to 15", where);
   if (count % 32 || count < 32 || count > machine.n_threads)
     fail(std::string(op) + ": a count is a multiple of the warp size, at most the block's threads", where);
-  NamedBarrier& b = named_barriers[size_t(id)];
+  NamedBarrier& b = named_barriers[id];
   if (b.arrived && b.count != count) fail(std::string(op) + ": other threads gave another count", where);
   b.count = count;
   char* token = &b.token[b.phase & 1];

@@ -26,6 +26,7 @@ import os
 import re
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +39,7 @@ from plugins.console import print_table, progress
 from plugins.cuda.case import Case, Scale
 from plugins.cuda.emulated import BUILD, Build, check
 from plugins.cuda.units import FOLDER
+from plugins.toolchain import locked
 
 FAULTS_FOLDER = Path(__file__).parent / "faults"
 RESULTS = FAULTS_FOLDER / "results.json"
@@ -188,23 +190,26 @@ class Trial:
     suite: Suite
     cases: list[Case]
     timeouts: dict[str, float] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def prepare(self, flavour: str) -> None:
         """Builds without a fault and sees that every case is right. Raises SlipwayError when one is not."""
-        if flavour in self.timeouts:
-            return
-        build = self.suite.build(flavour)
-        build.runner()
-        begun = time.perf_counter()
-        if words := self.suite.wrong(build, self.cases, SEEDS[0], 600):
-            raise SlipwayError(f"{self.suite.name} without a fault, {flavour}: {words}")
-        self.timeouts[flavour] = 20 + 10 * (time.perf_counter() - begun)
+        with self.lock:
+            if flavour in self.timeouts:
+                return
+            build = self.suite.build(flavour)
+            build.runner()
+            begun = time.perf_counter()
+            if words := self.suite.wrong(build, self.cases, SEEDS[0], 600):
+                raise SlipwayError(f"{self.suite.name} without a fault, {flavour}: {words}")
+            self.timeouts[flavour] = 20 + 10 * (time.perf_counter() - begun)
 
     def judge(self, fault: Fault, tried: Sequence[str], seeds: Iterable[int] = SEEDS) -> Verdict:
         """Plants one fault and runs the cases on these flavours until something is wrong."""
         begun = time.perf_counter()
         with planted(fault) as folder:
             for flavour in tried:
+                self.prepare(flavour)
                 cache = folder / "cache"
                 (cache / flavour).mkdir(parents=True)
                 for compiled in (BUILD / "mutants" / flavour).glob("*.o"):
@@ -224,8 +229,7 @@ def judge_all(suite: Suite, jobs: int, wanted: str = "") -> list[Verdict]:
     faults = [fault for fault in suite.faults if wanted in fault.name]
     for fault in suite.faults:
         fault.applied((FOLDER / fault.file).read_text())
-    for flavour in ("plain", "tsan", "asan"):
-        trial.prepare(flavour)
+    trial.prepare("plain")
     with ThreadPoolExecutor(max_workers=jobs) as pool, progress(suite.name, len(faults)) as advance:
 
         def judged(fault: Fault) -> Verdict:
@@ -244,14 +248,12 @@ def recorded() -> dict[str, dict[str, object]]:
     return json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
 
 
-def record(suite: Suite, verdicts: Sequence[Verdict]) -> None:
+def record(suite: Suite, sources: dict[str, str], verdicts: Sequence[Verdict]) -> None:
     """Writes a suite's verdicts to results.json, and the hashes of the sources they were found with."""
-    results = recorded()
-    results[suite.name] = {
-        "sources": suite.sources(),
-        "faults": [asdict(verdict) for verdict in verdicts],
-    }
-    RESULTS.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
+    with locked(BUILD / "results.lock"):
+        results = recorded()
+        results[suite.name] = {"sources": sources, "faults": [asdict(verdict) for verdict in verdicts]}
+        RESULTS.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -269,14 +271,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     survived = False
     for name in given.suites or suite_names():
         suite = Suite.load(name)
-        begun = time.perf_counter()
+        begun, sources = time.perf_counter(), suite.sources()
         try:
             verdicts = judge_all(suite, given.jobs, given.fault)
         except (SlipwayError, ValueError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
         if not given.fault:
-            record(suite, verdicts)
+            record(suite, sources, verdicts)
         caught = sum(verdict.caught for verdict in verdicts)
         survived = survived or caught < LEAST_CAUGHT * len(verdicts)
         rows.append([name, len(verdicts), caught, time.perf_counter() - begun])
