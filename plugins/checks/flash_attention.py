@@ -243,33 +243,33 @@ def full() -> Iterator[Setup]:
     """What only a GPU has the time for."""
     half, brain = torch.float16, torch.bfloat16
     lengths = (1, 17, 54, 97, 512, 1023, 4097)
-    for form in (1, 0):
-        for head_dim in (64, 128, 256):
-            for dtype in (half, brain):
-                base = Setup(lengths, heads=4, kv_heads=2, head_dim=head_dim, dtype=dtype, form=form)
-                yield replace(base, causal=True, padding=100)
-                yield replace(base, causal=True, window_left=300, packed=True)
-            together = replace(base, queries=lengths[:-1], dtype=half)
-            yield together
-            yield replace(together, softcap=2.0, alibi=True, sink=True, causal=True)
-            yield replace(together, queries=(54, 512), bias="bhq", bias_dtype=half)
-            yield replace(together, window_left=65, window_right=64)
-            yield Setup(
-                (1, 100, 1, 0), (32768, 5000, 1, 700), heads=8, head_dim=head_dim, causal=True, form=form
-            )
-            yield replace(together, dtype=E4M3, causal=True, padding=7)
-            yield replace(together, dtype=E4M3, output=brain, packed=True)
-        many = tuple((37 * i * i + 11 * i) % 300 for i in range(256))
-        yield Setup(many, heads=4, causal=True, head_dim=128, dtype=brain, form=form)
-        yield Setup(many[:64], many[64:128], heads=4, causal=True, sink=True, form=form)
-        yield Setup((700, 65), head_dim=72, value_dim=104, heads=2, kv_heads=2, form=form)
-        yield Setup((700, 65), head_dim=192, value_dim=128, heads=2, kv_heads=2, causal=True, form=form)
+    for head_dim in (64, 128, 256):
+        for dtype in (half, brain):
+            base = Setup(lengths, heads=4, kv_heads=2, head_dim=head_dim, dtype=dtype)
+            yield replace(base, causal=True, padding=100)
+            yield replace(base, causal=True, window_left=300, packed=True)
+        together = replace(base, queries=lengths[:-1], dtype=half)
+        yield together
+        yield replace(together, softcap=2.0, alibi=True, sink=True, causal=True)
+        yield replace(together, queries=(54, 512), bias="bhq", bias_dtype=half)
+        yield replace(together, window_left=65, window_right=64)
+        yield Setup((1, 100, 1, 0), (32768, 5000, 1, 700), heads=8, head_dim=head_dim, causal=True)
+        yield replace(together, dtype=E4M3, causal=True, padding=7)
+        yield replace(together, dtype=E4M3, output=brain, packed=True)
+    many = tuple((37 * i * i + 11 * i) % 300 for i in range(256))
+    yield Setup(many, heads=4, causal=True, head_dim=128, dtype=brain)
+    yield Setup(many[:64], many[64:128], heads=4, causal=True, sink=True)
+    yield Setup((700, 65), head_dim=72, value_dim=104, heads=2, kv_heads=2)
+    yield Setup((700, 65), head_dim=192, value_dim=128, heads=2, kv_heads=2, causal=True)
 
 
 def cases(scale: Scale, seed: int) -> Iterator[Case]:
-    """All right calls of a scale, and calls that must be refused."""
+    """All right calls of a scale, on a full one also in the form for every chip, and calls that must be refused."""
     for number, setup in enumerate(setups(scale)):
-        yield case_of(setup, seed * 1000 + number)
+        case = case_of(setup, seed * 1000 + number)
+        yield case
+        if scale is Scale.FULL:
+            yield replace(case, name=f"{case.name} form=1", attributes={**case.attributes, "form": 1})
     if scale is not Scale.QUICK:
         yield from refused()
 
