@@ -245,10 +245,10 @@ def full() -> Iterator[Setup]:
     lengths = (1, 17, 54, 97, 512, 1023, 4097)
     for head_dim in (64, 128, 256):
         for dtype in (half, brain):
-            base = Setup(lengths, heads=4, kv_heads=2, head_dim=head_dim, dtype=dtype)
-            yield replace(base, causal=True, padding=100)
+            yield Setup(lengths, head_dim=head_dim, dtype=dtype, causal=True, padding=100)
+            base = Setup(lengths[:-1], heads=4, kv_heads=2, head_dim=head_dim, dtype=dtype)
             yield replace(base, causal=True, window_left=300, packed=True)
-        together = replace(base, queries=lengths[:-1], dtype=half)
+        together = replace(base, dtype=half)
         yield together
         yield replace(together, softcap=2.0, alibi=True, sink=True, causal=True)
         yield replace(together, queries=(54, 512), bias="bhq", bias_dtype=half)
