@@ -28,8 +28,7 @@ struct FlashAttentionShape {
   static constexpr int kWarps = 4, kThreads = 32 * kWarps;
   static constexpr int kWarpRows = 16 * kRowTiles, kBlockM = kWarpRows * kWarps;
   static constexpr size_t kSharedBytes = size_t(kBlockM + 2 * kBlockN) * kHeadSize * sizeof(T);
-  // E4M3 has four binades less below 1 than the softmax has use for; probabilities up to 2^8 fit below its
-  // 448.
+  // E4M3 goes down to 2^-9 only: probabilities, at most 1, are raised by 2^8, which still fits below its 448.
   static constexpr int kShift = sizeof(T) == 1 ? 8 : 0;
 
   // Whether the launcher gives this shape to the chip that is compiled for.
