@@ -61,7 +61,8 @@ plugins: .venv/ready
 	@$(COMPILE)/python -m plugins.cpu.build $(if $(ORT_INCLUDE),--ort-include "$(ORT_INCLUDE)")
 	@$(COMPILE)/python -m plugins.cuda.build $(if $(ARCH),--arch "$(ARCH)")
 
-# Needs nvcc and a Python with a CUDA build of torch; no environment of ours. At most 8 minutes.
+# Needs nvcc and a Python with a CUDA build of torch; no environment of ours. At most 8 minutes. GPU_CHECK: more options,
+# such as "--operators kv_write --no-bench" or, where there is no git, "--commit NAME".
 gpu-check:
 	@$(GPU_PYTHON) -m plugins.cuda.check $(GPU_CHECK)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from plugins.checks import flash_attention, paged_attention, weight_only_gemm
 from plugins.cuda import ledger, results
 from plugins.cuda.build import Build
+from plugins.cuda.case import Scale
 from plugins.cuda.library import CUDA, Library
 from plugins.cuda.results import Gpu, Results, SanitizerReport
 from plugins.cuda.units import all_units, operators_of
@@ -79,6 +82,18 @@ def test_forms_are_of_operators_and_their_tests_exist() -> None:
     assert {form.operator for form in ledger.FORMS} <= set(OPERATORS)
     for form in ledger.forms(OPERATORS):
         assert not form.emulated_by or (root / form.emulated_by).is_file(), form
+
+
+def test_cases_of_every_form_are_among_those_of_a_gpu() -> None:
+    """Else the ledger would say "never run" for ever. Names alone: the cases themselves take minutes to make."""
+    names = {
+        "flash_attention": [setup.name for setup in flash_attention.setups(Scale.FULL)],
+        "paged_attention": [setup.name for setup in (*paged_attention.SMALL, *paged_attention.full())],
+        "weight_only_gemm": [setup.name for setup in weight_only_gemm.full_setups()],
+    }
+    for form in ledger.FORMS:
+        if form.cases:
+            assert any(re.search(form.cases, name) for name in names[form.operator]), form
 
 
 def seen(
