@@ -167,7 +167,9 @@ def measure(run: Run) -> tuple[dict[str, float], list[Measurement]]:
 def _child(run: Run, module: str, report: Path, scale: str, *more: str) -> list[str]:
     command = [sys.executable, "-m", "plugins.cuda.check_operator", module]
     command += ["--library", str(run.library), "--device", run.device, "--report", str(report)]
-    command += ["--scale", scale, "--seed", str(run.seed), *more]
+    # The references are computed on the CPU; two modules take most of the time, and get most of the cores at the end.
+    threads = max(2, (os.cpu_count() or 1) // 4)
+    command += ["--scale", scale, "--seed", str(run.seed), "--threads", str(threads), *more]
     return [*command, "--operators", *run.operators] if run.operators else command
 
 
