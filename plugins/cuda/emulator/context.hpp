@@ -9,7 +9,9 @@
 
 #include "language.hpp"
 
-#ifndef __x86_64__
+#if defined(__x86_64__) && !defined(EMU_UCONTEXT)
+#define EMU_ASSEMBLY
+#else
 #include <ucontext.h>
 #endif
 #ifdef __SANITIZE_ADDRESS__
@@ -30,7 +32,7 @@ constexpr size_t kStackBytes = 128 << 10, kGuardBytes = 4096;  // frames under A
 
 // One flow of control: a fiber, or the scheduler itself on the stack that the process gave it.
 struct Context {
-#ifdef __x86_64__
+#ifdef EMU_ASSEMBLY
   void* top = nullptr;  // of the suspended stack
 #else
   ucontext_t machine_state;
@@ -41,7 +43,7 @@ struct Context {
   void* tsan = nullptr;
 };
 
-#ifdef __x86_64__
+#ifdef EMU_ASSEMBLY
 // Pushes what the System V ABI lets a callee keep (rbx, rbp, r12 to r15, mxcsr, the x87 control word), stores the
 // stack's top in *from, and returns on the stack whose top is `to`. Unlike swapcontext it makes no system call.
 __attribute__((naked, noinline)) EMU_FAST inline void switch_stack(void** /*from: rdi*/, void* /*to: rsi*/) {
@@ -81,7 +83,7 @@ inline void clean(Strand strand) {
 inline void prepare(Context& context, Strand strand, void (*entry)()) {
   unsigned char* const bottom = strand.bottom;
   context.bottom = bottom, context.size = kStackBytes, context.tsan = strand.tsan;
-#ifdef __x86_64__
+#ifdef EMU_ASSEMBLY
   // From the top down: a return address for `entry` (none), entry's own, six registers, the control words.
   auto* words = reinterpret_cast<uint64_t*>(bottom + kStackBytes) - 9;
   std::memset(words, 0, 9 * sizeof *words);
@@ -93,7 +95,6 @@ inline void prepare(Context& context, Strand strand, void (*entry)()) {
   context.top = words;
 #else
   getcontext(&context.machine_state);
-  context.machine_state.uc_stack = {bottom, 0, kStackBytes};
   context.machine_state.uc_stack.ss_sp = bottom;
   context.machine_state.uc_stack.ss_size = kStackBytes;
   context.machine_state.uc_link = nullptr;
@@ -119,7 +120,7 @@ EMU_FAST inline void jump(Context& from, Context& to, bool last = false) {
   __tsan_switch_to_fiber(to.tsan, __tsan_switch_to_fiber_no_sync);
 #endif
   (void)last;
-#ifdef __x86_64__
+#ifdef EMU_ASSEMBLY
   switch_stack(&from.top, to.top);
 #else
   swapcontext(&from.machine_state, &to.machine_state);

@@ -80,10 +80,11 @@ struct Machine {
   std::vector<std::function<void()>> at_block_end;       // for state that units of the emulator keep of a block
   std::string fault;
   unsigned blocks_run = 0;
+  unsigned launches = 0;
   // Addresses that stand in TSan for __syncthreads (two phases; made anew for each block, or they would order blocks),
-  // and for the begin and end of the launch.
+  // for the begin of launches, and for the end of this one and of the one before.
   std::unique_ptr<char[]> barrier_token;
-  char begin_token, end_token;
+  char begin_token, end_token[2];
   uint32_t random() {
     state ^= state << 13, state ^= state >> 7, state ^= state << 17;
     return uint32_t(state >> 16);

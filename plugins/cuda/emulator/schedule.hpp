@@ -14,7 +14,7 @@ EMU_FAST inline void end_thread() {
   Internal guard;
   Thread& t = *machine.cur;
   if (!t.open.empty() || !t.committed.empty()) fail("cp.async not waited for before the thread ends", t.where);
-  release(&machine.end_token);
+  release(&machine.end_token[machine.launches & 1]);
   t.state = Thread::Done;
   machine.alive--;
 }
@@ -105,9 +105,10 @@ inline void check_launch(dim3 grid, dim3 block, size_t smem_bytes) {
                              " bytes of shared memory; a block has at most " + std::to_string(kMaxSharedBytes));
 }
 
-// Runs kernel(args...) over the grid. Throws Fault, or CudaError for what CUDA would not launch.
+// Runs kernel(args...) over the grid. Throws Fault, or CudaError for what CUDA would not launch. overlapped: for TSan
+// its threads begin when the launch before it did, and are ordered after its end by previous_kernel_wait() alone.
 template <class... P, class... A>
-void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem_bytes, A... args) {
+void launch(bool overlapped, void (*kernel)(P...), dim3 grid, dim3 block, size_t smem_bytes, A... args) {
   check_launch(grid, block, smem_bytes);
   Internal guard;
   Machine& m = machine;
@@ -118,7 +119,8 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem_bytes, A...
 #ifdef __SANITIZE_THREAD__
   m.main.tsan = __tsan_get_current_fiber();
 #endif
-  release(&m.begin_token);
+  m.launches++;
+  if (!overlapped) release(&m.begin_token);
   std::vector<unsigned> order(size_t(grid.x) * grid.y * grid.z);
   std::iota(order.begin(), order.end(), 0u);
   for (size_t i = order.size(); i > 1; i--) std::swap(order[i - 1], order[m.random() % i]);
@@ -126,7 +128,10 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem_bytes, A...
     m.bid = {b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y};
     run_block();
   }
-  acquire(&m.end_token);
+  acquire(&m.end_token[m.launches & 1]);
 }
+
+// griddepcontrol.wait: what the launch before has written is there.
+inline void previous_kernel_wait() { acquire(&machine.end_token[~machine.launches & 1]); }
 
 }  // namespace emu

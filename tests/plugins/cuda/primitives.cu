@@ -328,6 +328,22 @@ void check_fences(bool before, bool after) {
   expect_equal(out, 28, "sum");
 }
 
+// What one kernel writes, the next reads, which may have begun before it ended.
+__global__ void fill(int* x) { x[blockIdx.x * 32 + threadIdx.x] = int(threadIdx.x); }
+__global__ void sum_of_neighbours(const int* x, int* out, bool wait) {
+  if (wait) ptx::previous_kernel_wait();
+  const int i = int(blockIdx.x * 32 + threadIdx.x);
+  out[i] = x[i] + x[(i + 33) % 96];
+}
+void check_overlap(bool wait) {
+  std::vector<int> x(96), out(96);
+  for (int round = 0; round < 2; round++) {
+    ptx::launch(fill, dim3(3), dim3(32), 0, nullptr, x.data());
+    ptx::launch_overlapped(sum_of_neighbours, dim3(3), dim3(32), 0, nullptr, x.data(), out.data(), wait);
+  }
+  for (int i = 0; i < 96; i++) expect_equal(out[size_t(i)], i % 32 + (i + 1) % 32, "sum of neighbours");
+}
+
 // ---- launches -----------------------------------------------------------------------------------------
 __global__ void nothing() {}
 void check_refusals(unsigned) {
@@ -372,8 +388,10 @@ int main(int argc, char** argv) {
                      {"copies", check_copies},
                      {"atomics", check_atomics},
                      {"fences", [](unsigned) { check_fences(true, true); }},
+                     {"overlap", [](unsigned) { check_overlap(true); }},
                      {"refusals", check_refusals},
                      // Found by TSan alone, and the end of the program: last.
                      {"no fence before", [](unsigned) { check_fences(false, true); }},
-                     {"no fence after", [](unsigned) { check_fences(true, false); }}});
+                     {"no fence after", [](unsigned) { check_fences(true, false); }},
+                     {"no wait for the kernel before", [](unsigned) { check_overlap(false); }}});
 }

@@ -43,15 +43,23 @@ def test_number_formats_follow_their_definitions() -> None:
 @pytest.mark.parametrize("seed", [1, 2])
 def test_primitives_follow_their_definitions(seed: int) -> None:
     found = results("primitives", "asan", seed)
-    assert len(found) == 23
+    assert len(found) == 25
     assert {name: words for name, words in found.items() if words != "ok"} == {}
 
 
-def test_the_thread_sanitizer_finds_nothing_in_right_kernels_but_missing_fences() -> None:
+def test_machines_without_the_assembly_switch_stacks_by_ucontext() -> None:
+    build = Build("plain", (), defines=("EMU_UCONTEXT",))
+    run = subprocess.run(
+        [str(build.program(FOLDER / "primitives.cu")), "1"], capture_output=True, text=True, check=True
+    )
+    assert [line for line in run.stdout.splitlines() if not line.endswith("\tok")] == []
+
+
+def test_the_thread_sanitizer_finds_nothing_but_missing_fences_and_waits() -> None:
     found = results("primitives", "tsan", 1)
     assert {name: words for name, words in found.items() if words != "ok"}.keys() == {"the end"}
-    assert len(found) == 22
-    for name in ("no fence before", "no fence after"):
+    assert len(found) == 23
+    for name in ("no fence before", "no fence after", "no wait for the kernel before"):
         assert "data race" in results("primitives", "tsan", 2, name)[name]
 
 

@@ -57,8 +57,8 @@ void launch_as(bool overlapped, void (*kernel)(P...), dim3 grid, dim3 block, siz
   config.attrs = &attribute, config.numAttrs = overlapped ? 1 : 0;
   check(cudaLaunchKernelEx(&config, kernel, P(args)...), "launch");
 #else
-  (void)stream, (void)overlapped;
-  emu::launch(kernel, grid, block, smem_bytes, args...);
+  (void)stream;
+  emu::launch(overlapped, kernel, grid, block, smem_bytes, args...);
 #endif
 }
 template <class... P, class... A>

@@ -97,7 +97,9 @@ __device__ __forceinline__ void prefetch_l2(const void* p) {
 // overwritten); every thread that touches such memory calls it first. next_kernel_start(): the one after this may
 // begin once all blocks have called it or ended. Nothing below sm_90.
 __device__ __forceinline__ void previous_kernel_wait() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#ifndef __CUDACC__
+  emu::previous_kernel_wait();
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;\n" ::: "memory");
 #endif
 }
