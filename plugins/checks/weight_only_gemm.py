@@ -84,8 +84,8 @@ def quick_setups() -> Iterator[Setup]:
     yield replace(
         base, rows=3, k=1344, n=64, bias=True
     )  # six stages, the last one ragged; half a block of columns
-    yield replace(base, rows=5, k=2240, n=192, group=128)  # two splits
-    yield replace(base, rows=17, k=360, n=100, group=32, kind="int4-zero")
+    yield replace(base, rows=5, k=2240, n=136, group=128, bias=True)  # two splits
+    yield replace(base, rows=17, k=328, n=100, group=32, kind="int4-zero")  # the last slab has one group
     yield replace(base, rows=11, k=328, n=128, group=128, kind="int4-zero")
     yield replace(base, rows=9, k=712, n=72, group=32, kind="int8", bias=True)
     yield replace(base, rows=2, k=1040, n=128, group=0, kind="int8", bias=True)

@@ -89,9 +89,6 @@ FAULTS = [
         "most = fmaxf(most, fabsf(x[i]));",
         "most = fmaxf(most, x[i]);",
     ),
-    Fault(
-        "what is beyond the row counts for its scale", ROWS, "          if (i < count) most", "          most"
-    ),
     Fault("a thread's own largest", ROWS, "most = team.max(most);", ""),
     Fault("the scale is multiplied with", ROWS, "inverse = 1.f / *to.scale;", "inverse = *to.scale;"),
     Fault("the scale of 128 codes", ROWS, "kMost = 127.f", "kMost = 128.f"),

@@ -67,12 +67,6 @@ FAULTS = [
         "begin + p.stages_in_split < stages ? begin + p.stages_in_split : stages;",
         "stages;",
     ),
-    Fault(
-        "stages beyond k",
-        KERNEL,
-        "begin + p.stages_in_split < stages ? begin + p.stages_in_split : stages;",
-        "begin + p.stages_in_split;",
-    ),
     Fault("rows beyond the last are read", KERNEL, "first_row + row < p.rows && k < p.k", "k < p.k"),
     Fault("x beyond k is read", KERNEL, "first_row + row < p.rows && k < p.k", "first_row + row < p.rows"),
     Fault(
@@ -209,14 +203,6 @@ FAULTS = [
     ),
     Fault("a split is not merged", KERNEL, "split < p.splits; split++", "split < p.splits - 1; split++"),
     Fault("the merge takes rows of n", KERNEL, "row * p.padded_n() + n];", "row * p.n + n];"),
-    Fault("rows of eight for sixteen", ROWS, "if (p.rows <= 8)", "if (p.rows <= 16)"),
-    Fault("one tile of rows", ROWS, "(p.rows + Form::kRows - 1) / Form::kRows", "1"),
-    Fault(
-        "half the columns",
-        ROWS,
-        "(p.column_blocks + kGemmColumnWarps - 1) / kGemmColumnWarps",
-        "(p.column_blocks + 1) / 2 / kGemmColumnWarps + 1",
-    ),
     Fault(
         "groups of 128 are of 64",
         LAUNCHER,
@@ -261,5 +247,11 @@ FAULTS = [
         KERNEL,
         "weights(stage) + j * 512 + lane * 16) + group",
         "weights(stage) + lane * 16) + group",
+    ),
+    Fault(
+        "the last column block is left",
+        ROWS,
+        "(p.column_blocks + kGemmColumnWarps - 1) / kGemmColumnWarps",
+        "p.column_blocks / kGemmColumnWarps",
     ),
 ]

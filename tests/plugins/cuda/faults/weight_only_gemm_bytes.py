@@ -7,6 +7,7 @@ from tests.plugins.cuda.mutation import Fault
 
 OPERATOR = "weight_only_gemm"
 KERNEL = "include/slipway/weight_only_gemm.cuh"
+ROWS = "csrc/weight_only_gemm_launch.hpp"
 
 DEFINES = ("SLIPWAY_ONLY_FLOAT16",)
 LEFT_OUT = ("weight_only_gemm_int4.cu",)
@@ -42,4 +43,5 @@ FAULTS = [
         "static_cast<T*>(p.y)[i] = from_float<T>(total * channel_scale + bias);",
         "static_cast<T*>(p.y)[i] = from_float<T>(total + bias);",
     ),
+    Fault("one tile of rows", ROWS, "(p.rows + Form::kRows - 1) / Form::kRows", "1"),
 ]
