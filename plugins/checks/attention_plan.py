@@ -77,7 +77,7 @@ def case_of(step: Step) -> Case:
 QUICK = (
     Step("decode", ((0, 1), (63, 1), (64, 1), (300, 1), (5, 0), (127, 1)), padding=3),
     Step("mixed", ((130, 1), (10, 200), (0, 54), (511, 4)), heads=6, kv_heads=1, workers=7),
-    Step("window", ((300, 1), (500, 3), (100, 90), (20, 1)), window=70, workers=3),
+    Step("window", ((300, 1), (500, 3), (100, 90), (20, 1), (132, 1)), window=70, workers=3),
     Step("cascade", ((200, 1), (300, 2), (64, 1), (150, 0), (400, 1), (500, 60)), heads=64, kv_heads=2,
          shared=((1, 192), (1, 0), (1, 64), (1, 128), (1, 128), (1, 256))),
 )  # fmt: skip
