@@ -77,6 +77,9 @@ def case_of(step: Step) -> Case:
 QUICK = (
     Step("decode", ((0, 1), (63, 1), (64, 1), (300, 1), (5, 0), (127, 1)), padding=3),
     Step("mixed", ((130, 1), (10, 200), (0, 54), (511, 4)), heads=6, kv_heads=1, workers=7),
+    Step("rows of several tiles", ((100, 3), (70, 8)), heads=71, kv_heads=1),
+    Step("partial results do not fit", ((1000, 1),) * 8, pool_tokens=1024),
+    Step("a prefix longer than the past", ((128, 1), (130, 1)), shared=((0, 0), (0, 1000))),
     Step("window of nothing", ((63, 1), (64, 1), (200, 2)), window=0),
     Step("window", ((300, 1), (500, 3), (100, 90), (20, 1), (132, 1)), window=70, workers=3),
     Step("cascade", ((200, 1), (300, 2), (64, 1), (150, 0), (400, 1), (500, 60)), heads=64, kv_heads=2,
@@ -86,11 +89,8 @@ SMALL = (
     *QUICK,
     Step("one token", ((0, 1),), heads=1, kv_heads=1, workers=1),
     Step("no tokens", ((9, 0), (0, 0)), padding=2),
-    Step("rows of several tiles", ((100, 3), (70, 8)), heads=71, kv_heads=1),
-    Step("partial results do not fit", ((1000, 1),) * 8, pool_tokens=1024),
     Step("two prefixes", ((300, 1), (310, 1), (320, 8), (330, 1), (64, 1)), chunk=128, workers=11,
          shared=((0, 0), (0, 256), (2, 0), (2, 128), (2, 64))),
-    Step("a prefix longer than the past", ((128, 1), (130, 1)), shared=((0, 0), (0, 1000))),
 )  # fmt: skip
 
 
