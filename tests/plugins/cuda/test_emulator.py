@@ -12,15 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from plugins.cuda.emulated import ENVIRONMENT, Build
+from plugins.cuda.emulated import ENVIRONMENT, FLAGS, Build
 
 FOLDER = Path(__file__).parent
+UNOPTIMIZED = (*FLAGS, "-O0")
+"""These programs compute little: compiling them is most of the time."""
 
 
 def results(program: str, flavour: str, seed: int, *names: str) -> dict[str, str]:
     """What came of the checks, by name; all of them when none is named. A program that ends early says so."""
     run = subprocess.run(
-        [str(Build(flavour, ()).program(FOLDER / f"{program}.cu")), str(seed), *names],
+        [str(Build(flavour, (), flags=UNOPTIMIZED).program(FOLDER / f"{program}.cu")), str(seed), *names],
         capture_output=True,
         text=True,
         errors="replace",
@@ -48,7 +50,7 @@ def test_primitives_follow_their_definitions(seed: int) -> None:
 
 
 def test_machines_without_the_assembly_switch_stacks_by_ucontext() -> None:
-    build = Build("plain", (), defines=("EMU_UCONTEXT",))
+    build = Build("plain", (), defines=("EMU_UCONTEXT",), flags=UNOPTIMIZED)
     run = subprocess.run(
         [str(build.program(FOLDER / "primitives.cu")), "1"], capture_output=True, text=True, check=True
     )
