@@ -1,9 +1,9 @@
 // Barriers of sm_90: mbarrier with transaction counts, named barriers, and setmaxnreg (PTX ISA, "Parallel
 // Synchronization and Communication Instructions").
 //
-// The word of an mbarrier in shared memory is a mark alone; its state lies outside, so that one which was never
-// initialised or was overwritten is reported. Copies that a barrier waits for arrive in 16-byte pieces in any order,
-// while somebody waits and not before.
+// The word of an mbarrier in shared memory is a mark alone; its state lies outside, so that one which was
+// never initialised or was overwritten is reported. Copies that a barrier waits for arrive in 16-byte pieces
+// in any order, while somebody waits and not before.
 #pragma once
 #include <map>
 
@@ -35,7 +35,8 @@ inline void mbarrier_init(uint64_t* bar, uint32_t count, Where where) {
     mbarriers.clear();
   });
   (void)once;
-  if (!in_smem(bar, 8) || uintptr_t(bar) % 8) fail("mbarrier.init: not an aligned word of shared memory", where);
+  if (!in_smem(bar, 8) || uintptr_t(bar) % 8)
+    fail("mbarrier.init: not an aligned word of shared memory", where);
   if (count == 0 || count > 0xfffff) fail("mbarrier.init: a count is 1 to 2^20 - 1", where);
   *bar = kMbarrierMark;
   Internal guard;
@@ -45,7 +46,8 @@ inline void mbarrier_init(uint64_t* bar, uint32_t count, Where where) {
 }
 inline Mbarrier& mbarrier_at(const uint64_t* bar, Where where) {
   const auto it = mbarriers.find(bar);
-  if (it == mbarriers.end() || *bar != kMbarrierMark) fail("mbarrier: not initialised, or overwritten", where);
+  if (it == mbarriers.end() || *bar != kMbarrierMark)
+    fail("mbarrier: not initialised, or overwritten", where);
   return it->second;
 }
 // fence.mbarrier_init: the copy engine sees the barriers that are initialised.
@@ -74,7 +76,8 @@ inline void mbarrier_expects(uint64_t* bar, const std::vector<Piece>& pieces, co
   Internal guard;
   Mbarrier& b = mbarrier_at(bar, where);
   if (!b.published)
-    fail(std::string(op) + ": the mbarrier was initialised without fence.mbarrier_init or fence.proxy.async", where);
+    fail(std::string(op) + ": the mbarrier was initialised without fence.mbarrier_init or fence.proxy.async",
+         where);
   b.pieces.insert(b.pieces.end(), pieces.begin(), pieces.end());
   release(&b.copies);
   wake_all(b.waiting);  // they have something to bring in
@@ -114,7 +117,7 @@ inline void mbarrier_wait(const uint64_t* bar, uint32_t parity, Where where) {
   acquire(&b->token[parity & 1]);
 }
 
-// ---- named barriers -----------------------------------------------------------------------------------
+// ---- named barriers
 
 struct NamedBarrier {
   int count = 0, arrived = 0;
@@ -122,7 +125,8 @@ struct NamedBarrier {
   std::vector<int> waiting;
   char token[2];  // TSan
 };
-inline std::map<int, NamedBarrier> named_barriers;  // of the running block; made anew, or TSan would order blocks
+inline std::map<int, NamedBarrier>
+    named_barriers;  // of the running block; made anew, or TSan would order blocks
 
 // bar.sync, or bar.arrive, of `count` threads in all (PTX ISA, bar). Barrier 0 is __syncthreads's.
 inline void named_barrier(int id, int count, bool waits, Where where) {
@@ -152,7 +156,7 @@ inline void named_barrier(int id, int count, bool waits, Where where) {
   if (waits) acquire(token);
 }
 
-// ---- registers of a warpgroup -------------------------------------------------------------------------
+// ---- registers of a warpgroup
 
 struct RegisterCount {
   int threads = 0, registers = 0;
@@ -167,13 +171,15 @@ inline void set_registers(int registers, Where where) {
       if (group.second.threads != 128) fail_at_end("setmaxnreg: not all threads of a warpgroup called it");
       all += 128 * group.second.registers;
     }
-    if (all > 65536) fail_at_end("setmaxnreg: " + std::to_string(all) + " registers; a multiprocessor has 65536");
+    if (all > 65536)
+      fail_at_end("setmaxnreg: " + std::to_string(all) + " registers; a multiprocessor has 65536");
     register_counts.clear();
   });
   (void)once;
   Internal guard;
   RegisterCount& group = register_counts[machine.cur->id / 128];
-  if (registers % 8 || registers < 24 || registers > 256) fail("setmaxnreg: 24 to 256, a multiple of 8", where);
+  if (registers % 8 || registers < 24 || registers > 256)
+    fail("setmaxnreg: 24 to 256, a multiple of 8", where);
   if (group.threads && group.registers != registers) fail("setmaxnreg: warps of a warpgroup disagree", where);
   group.registers = registers, group.threads++;
 }

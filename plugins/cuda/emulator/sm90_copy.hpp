@@ -1,5 +1,5 @@
-// Bulk copies of sm_90, which the copy engine makes: plain ones, and boxes of a tensor that a tensor map describes
-// (PTX ISA, "Tensor copy", "Tiled mode").
+// Bulk copies of sm_90, which the copy engine makes: plain ones, and boxes of a tensor that a tensor map
+// describes (PTX ISA, "Tensor copy", "Tiled mode").
 #pragma once
 #include <deque>
 
@@ -20,7 +20,8 @@ struct TensorMap {
 
 namespace emu::sm90 {
 
-// Calls visit(byte of the tensor or null when it is outside, address in shared memory) for each element of a box.
+// Calls visit(byte of the tensor or null when it is outside, address in shared memory) for each element of a
+// box.
 template <class F>
 void visit_box(const TensorMap& map, const int* at, uint32_t address, F visit) {
   uint32_t index[5] = {}, offset = 0;
@@ -52,13 +53,16 @@ inline uint32_t check_box(const TensorMap& map, int rank, const void* shared, co
   return address;
 }
 
-// cp.async.bulk.tensor.shared::cluster.global.mbarrier. Elements outside the tensor are zero; their bytes count too.
-inline void tensor_load(void* dst, const TensorMap& map, uint64_t* bar, const int* at, int rank, Where where) {
+// cp.async.bulk.tensor.shared::cluster.global.mbarrier. Elements outside the tensor are zero; their bytes
+// count too.
+inline void tensor_load(void* dst, const TensorMap& map, uint64_t* bar, const int* at, int rank,
+                        Where where) {
   constexpr const char* op = "cp.async.bulk.tensor";
   const uint32_t first = check_box(map, rank, dst, op, where), bytes = box_bytes(map);
   std::vector<unsigned char> data(bytes);
   visit_box(map, at, first, [&](const unsigned char* element, uint32_t address) {
-    for (int i = 0; i < map.element_bytes; i++) data[address - first + unsigned(i)] = element ? element[i] : 0;
+    for (int i = 0; i < map.element_bytes; i++)
+      data[address - first + unsigned(i)] = element ? element[i] : 0;
   });
   std::vector<Piece> pieces(bytes / 16);
   for (size_t i = 0; i < pieces.size(); i++) {
@@ -74,7 +78,8 @@ inline void tensor_load(void* dst, const TensorMap& map, uint64_t* bar, const in
 inline void bulk_load(void* dst, const void* src, uint32_t bytes, uint64_t* bar, Where where) {
   constexpr const char* op = "cp.async.bulk";
   const size_t first = shared_offset(shared_address(dst, where), bytes, op, where);
-  if (bytes % 16 || first % 16 || uintptr_t(src) % 16) fail("cp.async.bulk: not a multiple of 16 bytes", where);
+  if (bytes % 16 || first % 16 || uintptr_t(src) % 16)
+    fail("cp.async.bulk: not a multiple of 16 bytes", where);
   std::vector<Piece> pieces(bytes / 16);
   for (size_t i = 0; i < pieces.size(); i++) {
     pieces[i].offset = first + 16 * i;

@@ -1,13 +1,14 @@
-// wgmma: products of a warpgroup, asynchronous (PTX ISA, "Asynchronous Warpgroup Level Matrix Multiply-Accumulate").
+// wgmma: products of a warpgroup, asynchronous (PTX ISA, "Asynchronous Warpgroup Level Matrix
+// Multiply-Accumulate").
 //
-// A product is computed from shared memory at the first wait that covers it, when all 128 threads have issued it;
-// until then the accumulators hold a NaN, which must still be there at the wait. So a kernel that reads them too
-// early, writes them, or overwrites an operand before the wait gets wrong numbers or a report. Registers of A must
-// live and keep their values until the wait too.
+// A product is computed from shared memory at the first wait that covers it, when all 128 threads have issued
+// it; until then the accumulators hold a NaN, which must still be there at the wait. So a kernel that reads
+// them too early, writes them, or overwrites an operand before the wait gets wrong numbers or a report.
+// Registers of A must live and keep their values until the wait too.
 //
-// Not stated: which products the hardware has finished before a wait (here none); the order of its sums (here k by
-// k, in float32); that wgmma.fence is needed again after registers change between two products without a wait (it is
-// demanded after each wait, and once before the first).
+// Not stated: which products the hardware has finished before a wait (here none); the order of its sums (here
+// k by k, in float32); that wgmma.fence is needed again after registers change between two products without a
+// wait (it is demanded after each wait, and once before the first).
 #pragma once
 #include <deque>
 
@@ -28,8 +29,9 @@ EMU_FAST inline float element_value(Element type, const unsigned char* p) {
                                       : e4m3_value(uint8_t(bits));
 }
 
-// A matrix descriptor (PTX ISA, "Matrix Descriptor Format"): where the 16-byte chunks of an operand lie. Rows are
-// M or N; K-major: a row's elements lie side by side, else those of a k do ("transposed", 16-bit elements only).
+// A matrix descriptor (PTX ISA, "Matrix Descriptor Format"): where the 16-byte chunks of an operand lie. Rows
+// are M or N; K-major: a row's elements lie side by side, else those of a k do ("transposed", 16-bit elements
+// only).
 struct Operand {
   uint32_t start, leading, stride;
   int span;  // of the swizzle
@@ -40,15 +42,19 @@ struct Operand {
       : start(uint32_t(descriptor & 0x3fff) << 4),
         leading(uint32_t(descriptor >> 16 & 0x3fff) << 4),
         stride(uint32_t(descriptor >> 32 & 0x3fff) << 4),
-        span(descriptor >> 62 == 1 ? 128 : descriptor >> 62 == 2 ? 64 : descriptor >> 62 == 3 ? 32 : 0),
+        span(descriptor >> 62 == 1   ? 128
+             : descriptor >> 62 == 2 ? 64
+             : descriptor >> 62 == 3 ? 32
+                                     : 0),
         row_major_k(!transposed),
         bytes(bytes_) {
-    if (descriptor & 0x3fffc000c000c000) fail("wgmma: reserved bits, or a base offset, in a descriptor", where);
+    if (descriptor & 0x3fffc000c000c000)
+      fail("wgmma: reserved bits, or a base offset, in a descriptor", where);
     if (transposed && bytes != 2) fail("wgmma: only operands of 16 bits can be transposed", where);
   }
   // Canonical layouts, in chunks of 16 bytes: ((8, m), 2) : ((span, stride), 16 or leading) for K-major, and
-  // ((span, m), (8, 2)) : ((16, leading), (span, stride)) for the others; without swizzle the latter's two strides
-  // change places.
+  // ((span, m), (8, 2)) : ((16, leading), (span, stride)) for the others; without swizzle the latter's two
+  // strides change places.
   uint32_t address(int row, int k) const {
     const int per_chunk = 16 / bytes, width = span ? span / 16 : 1;
     uint32_t at = start;
@@ -123,8 +129,8 @@ inline void wgmma_fence() {
   this_warpgroup().thread[machine.cur->id % 128].fenced = true;
 }
 
-// wgmma.mma_async.sync.aligned.m64nNkK: d[N / 8][4] (+)= A B, K being 32 bytes. a: four registers, or null and a
-// descriptor.
+// wgmma.mma_async.sync.aligned.m64nNkK: d[N / 8][4] (+)= A B, K being 32 bytes. a: four registers, or null
+// and a descriptor.
 inline void wgmma(Element type, int n, float* d, const uint32_t* a, uint64_t a_descriptor, bool a_transposed,
                   uint64_t b_descriptor, bool b_transposed, bool accumulate, Where where) {
   Internal guard;
@@ -134,8 +140,19 @@ inline void wgmma(Element type, int n, float* d, const uint32_t* a, uint64_t a_d
   if (!thread.fenced) fail("wgmma: no wgmma.fence since registers may have changed", where);
   const uint64_t number = thread.next++;
   if (number - group.first == group.products.size())
-    group.products.push_back({n, type, a != nullptr, a_descriptor, b_descriptor, a_transposed, b_transposed, accumulate,
-                              where, 0, 0, false, {}});
+    group.products.push_back({n,
+                              type,
+                              a != nullptr,
+                              a_descriptor,
+                              b_descriptor,
+                              a_transposed,
+                              b_transposed,
+                              accumulate,
+                              where,
+                              0,
+                              0,
+                              false,
+                              {}});
   Product& p = group.products[number - group.first];
   if (p.n != n || p.type != type || p.a_in_registers != (a != nullptr) || p.a_descriptor != a_descriptor ||
       p.b_descriptor != b_descriptor || p.a_transposed != a_transposed || p.b_transposed != b_transposed ||
@@ -147,7 +164,8 @@ inline void wgmma(Element type, int n, float* d, const uint32_t* a, uint64_t a_d
   for (Chain& c : thread.chains)
     if (c.registers == d) chain = &c;
   if (chain) {
-    if (chain->value.size() != size_t(n / 2)) fail("wgmma: another shape is under way to these registers", where);
+    if (chain->value.size() != size_t(n / 2))
+      fail("wgmma: another shape is under way to these registers", where);
     check_in_flight(*chain, where);
   } else {
     thread.chains.push_back({d, std::vector<float>(d, d + n / 2), 0});
@@ -166,13 +184,12 @@ inline void wgmma_commit() {
 }
 
 // Reads an operand of 32 bytes a row: values[row][k], or [k][row] when `transposed_values`.
-inline void read_operand(float* values, const Operand& from, int rows, int k_count, Element type, bool k_first,
-                         Where where) {
+inline void read_operand(float* values, const Operand& from, int rows, int k_count, Element type,
+                         bool k_first, Where where) {
   const int step = 16 / from.bytes;
   for (int outer = 0; outer < (from.row_major_k ? rows : k_count); outer++)
     for (int inner = 0; inner < (from.row_major_k ? k_count : rows); inner += step) {
-      const uint32_t address =
-          from.row_major_k ? from.address(outer, inner) : from.address(inner, outer);
+      const uint32_t address = from.row_major_k ? from.address(outer, inner) : from.address(inner, outer);
       unsigned char chunk[16];
       async_read(chunk, shared_offset(address, 16, "wgmma", where), 16, "wgmma", where);
       for (int i = 0; i < step; i++) {
@@ -182,8 +199,9 @@ inline void read_operand(float* values, const Operand& from, int rows, int k_cou
     }
 }
 
-// Fragments (PTX ISA, "Register Fragments for wgmma"): of 16 rows a warp, lane l holds rows l / 4 and l / 4 + 8;
-// of A four times four bytes (rows, then the upper half of k), of D pairs of columns l % 4 * 2 in each eight.
+// Fragments (PTX ISA, "Register Fragments for wgmma"): of 16 rows a warp, lane l holds rows l / 4 and l / 4 +
+// 8; of A four times four bytes (rows, then the upper half of k), of D pairs of columns l % 4 * 2 in each
+// eight.
 EMU_FAST inline void multiply(const Product& p, float* a, const float* b, float* const* d) {
   const int bytes = element_bytes(p.type), k_count = 32 / bytes;
   if (p.a_in_registers)
@@ -215,8 +233,8 @@ inline void execute(Warpgroup& group, Product& p) {
   std::vector<float> a(size_t(64 * k_count)), b(size_t(k_count * p.n));
   acquire(&group.token);
   if (!p.a_in_registers)
-    read_operand(a.data(), Operand(p.a_descriptor, p.a_transposed, bytes, p.where), 64, k_count, p.type, false,
-                 p.where);
+    read_operand(a.data(), Operand(p.a_descriptor, p.a_transposed, bytes, p.where), 64, k_count, p.type,
+                 false, p.where);
   read_operand(b.data(), Operand(p.b_descriptor, p.b_transposed, bytes, p.where), p.n, k_count, p.type, true,
                p.where);
   release(&group.token);
@@ -229,8 +247,8 @@ inline void execute(Warpgroup& group, Product& p) {
   p.done = true;
 }
 
-// The thread has waited for all products before `end`: its A registers are its own again, and what all threads have
-// waited for is forgotten.
+// The thread has waited for all products before `end`: its A registers are its own again, and what all
+// threads have waited for is forgotten.
 inline void retire(Warpgroup& group, int id, uint64_t end, Where where) {
   auto& thread = group.thread[id];
   for (; thread.retired < end; thread.retired++) {
@@ -239,7 +257,8 @@ inline void retire(Warpgroup& group, int id, uint64_t end, Where where) {
       fail("wgmma: registers of A were written while it was under way", where);
     p.retired++;
   }
-  for (; !group.products.empty() && group.products.front().retired == 128; group.first++) group.products.pop_front();
+  for (; !group.products.empty() && group.products.front().retired == 128; group.first++)
+    group.products.pop_front();
 }
 
 // wgmma.wait_group: at most `pending` of the thread's groups stay under way.

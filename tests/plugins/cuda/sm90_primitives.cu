@@ -1,6 +1,6 @@
-// Each wrapper of what only sm_90 has, in a kernel of its own, against its definition. Usage: sm90_primitives SEED
-// [NAME...]; prints a line a check, its name, a tab, and "ok" or what is wrong. Those whose names begin with "fault" plant
-// one, which must be seen.
+// Each wrapper of what only sm_90 has, in a kernel of its own, against its definition. Usage: sm90_primitives
+// SEED [NAME...]; prints a line a check, its name, a tab, and "ok" or what is wrong. Those whose names begin
+// with "fault" plant one, which must be seen.
 #include <cmath>
 #include <functional>
 #include <map>
@@ -32,25 +32,33 @@ void expect(bool condition, const std::string& words) {
   if (!condition) throw Wrong(words);
 }
 
-// A map of a matrix in boxes of one span of the swizzle. make_tensor_map makes 128 bytes alone; the emulator's struct
-// takes any.
+// A map of a matrix in boxes of one span of the swizzle. make_tensor_map makes 128 bytes alone; the
+// emulator's struct takes any.
 template <class T>
 ptx::TensorMap map_of(const T* m, int rows, int columns, int box_rows, int box_columns, int swizzle) {
-  return {reinterpret_cast<unsigned char*>(const_cast<T*>(m)), 2, int(sizeof(T)), {uint64_t(columns), uint64_t(rows)},
-          {0, columns * sizeof(T)}, {uint32_t(box_columns), uint32_t(box_rows)}, swizzle};
+  return {reinterpret_cast<unsigned char*>(const_cast<T*>(m)),
+          2,
+          int(sizeof(T)),
+          {uint64_t(columns), uint64_t(rows)},
+          {0, columns * sizeof(T)},
+          {uint32_t(box_columns), uint32_t(box_rows)},
+          swizzle};
 }
 
-// ---- wgmma -----------------------------------------------------------------------------------------------------------
+// ---- wgmma
 
-// d = A B + A B through TMA, with A of 64 x K and K-major. B: N x K ("K-major") or K x N; panels of `span` bytes.
+// d = A B + A B through TMA, with A of 64 x K and K-major. B: N x K ("K-major") or K x N; panels of `span`
+// bytes.
 template <class T, int N, int K, bool TransposedB, bool AInRegisters, int Span>
-__global__ void product(const __grid_constant__ ptx::TensorMap a_map, const __grid_constant__ ptx::TensorMap b_map,
-                        const T* a, float* d) {
+__global__ void product(const __grid_constant__ ptx::TensorMap a_map,
+                        const __grid_constant__ ptx::TensorMap b_map, const T* a, float* d) {
   DYNAMIC_SMEM(shared);
   constexpr int bytes = int(sizeof(T)), columns = Span / bytes;  // of a panel
   constexpr int a_panel = 64 * Span, b_rows = TransposedB ? K : N, b_panel = b_rows * Span;
   constexpr int a_panels = K / columns, b_panels = (TransposedB ? N : K) / columns;
-  constexpr ptx::Swizzle swizzle = Span == 128 ? ptx::Swizzle::k128 : Span == 64 ? ptx::Swizzle::k64 : ptx::Swizzle::k32;
+  constexpr ptx::Swizzle swizzle = Span == 128  ? ptx::Swizzle::k128
+                                   : Span == 64 ? ptx::Swizzle::k64
+                                                : ptx::Swizzle::k32;
   unsigned char* const a_tile = shared;
   unsigned char* const b_tile = shared + a_panels * a_panel;
   uint64_t* const full = reinterpret_cast<uint64_t*>(b_tile + b_panels * b_panel);
@@ -70,7 +78,8 @@ __global__ void product(const __grid_constant__ ptx::TensorMap a_map, const __gr
   uint32_t fragments[steps][4];
   for (int k = 0; k < steps; k++)
     for (int i = 0; i < 4; i++) {
-      const T* from = a + (row + i % 2 * 8) * K + k * 32 / bytes + lane % 4 * (4 / bytes) + i / 2 * (16 / bytes);
+      const T* from =
+          a + (row + i % 2 * 8) * K + k * 32 / bytes + lane % 4 * (4 / bytes) + i / 2 * (16 / bytes);
       uint32_t word = 0;
       for (int j = 0; j < 4 / bytes; j++) {
         T x = from[j];
@@ -89,8 +98,8 @@ __global__ void product(const __grid_constant__ ptx::TensorMap a_map, const __gr
       if constexpr (AInRegisters)
         ptx::wgmma<T, N, TransposedB>(sum, fragments[k], b_step, repeat + k > 0);
       else
-        ptx::wgmma<T, N, TransposedB>(sum, ptx::advanced(a_at, k / per_panel * a_panel + k % per_panel * 32), b_step,
-                                      repeat + k > 0);
+        ptx::wgmma<T, N, TransposedB>(sum, ptx::advanced(a_at, k / per_panel * a_panel + k % per_panel * 32),
+                                      b_step, repeat + k > 0);
     }
   ptx::wgmma_commit();
   ptx::wgmma_wait<0>();
@@ -101,24 +110,25 @@ __global__ void product(const __grid_constant__ ptx::TensorMap a_map, const __gr
 
 template <class T, int N, int K, bool TransposedB, bool AInRegisters, int Span>
 void check_product(unsigned seed) {
-  const auto a = random_matrix<T>(64, K, seed), b = random_matrix<T>(TransposedB ? K : N, TransposedB ? N : K, seed + 1);
+  const auto a = random_matrix<T>(64, K, seed),
+             b = random_matrix<T>(TransposedB ? K : N, TransposedB ? N : K, seed + 1);
   std::vector<float> d(64 * N, NAN);
   constexpr int columns = Span / int(sizeof(T));
   const auto a_map = map_of(a.data(), 64, K, 64, columns, Span);
-  const auto b_map = TransposedB ? map_of(b.data(), K, N, K, columns, Span) : map_of(b.data(), N, K, N, columns, Span);
+  const auto b_map =
+      TransposedB ? map_of(b.data(), K, N, K, columns, Span) : map_of(b.data(), N, K, N, columns, Span);
   const size_t bytes = size_t(64 + N) * K * sizeof(T) + 8;
-  ptx::launch(product<T, N, K, TransposedB, AInRegisters, Span>, dim3(1), dim3(128), bytes, nullptr, a_map, b_map,
-              a.data(), d.data());
+  ptx::launch(product<T, N, K, TransposedB, AInRegisters, Span>, dim3(1), dim3(128), bytes, nullptr, a_map,
+              b_map, a.data(), d.data());
   for (int i = 0; i < 64; i++)
     for (int j = 0; j < N; j++) {
       double want = 0;
       for (int k = 0; k < K; k++)
         want += 2. * double(slipway::to_float(a[size_t(i * K + k)])) *
                 double(slipway::to_float(b[size_t(TransposedB ? k * N + j : j * K + k)]));
-      expect(std::fabs(double(d[size_t(i * N + j)]) - want) < 1e-3 * K, "element " + std::to_string(i) + "," +
-                                                                            std::to_string(j) + " is " +
-                                                                            std::to_string(d[size_t(i * N + j)]) +
-                                                                            ", not " + std::to_string(want));
+      expect(std::fabs(double(d[size_t(i * N + j)]) - want) < 1e-3 * K,
+             "element " + std::to_string(i) + "," + std::to_string(j) + " is " +
+                 std::to_string(d[size_t(i * N + j)]) + ", not " + std::to_string(want));
     }
 }
 template <class T, int N, bool TransposedB>
@@ -127,12 +137,12 @@ void check_products(unsigned seed) {
   check_product<T, N, 64 * (2 / int(sizeof(T))), TransposedB, true, 128>(seed + 1);
 }
 
-// ---- boxes of a tensor -------------------------------------------------------------------------------------------------
+// ---- boxes of a tensor
 
 enum StoreFault { kStored, kUnfenced, kUnwaited };
 
-// A box of 8 rows of 1 head of 64 columns, at any place, by TMA to shared memory, out to `seen` in order of the rows, and
-// back with 1 added.
+// A box of 8 rows of 1 head of 64 columns, at any place, by TMA to shared memory, out to `seen` in order of
+// the rows, and back with 1 added.
 __global__ void box(const __grid_constant__ ptx::TensorMap map, int column, int head, int row, __half* seen,
                     int store) {
   DYNAMIC_SMEM(shared);
@@ -186,15 +196,27 @@ void check_boxes(int store) {
       }
   ptx::TensorMap map;
   const std::vector<__half> some(64);
-  expect(!slipway::make_tensor_map<__half>(map, {some.data(), {64, 1, 1}, {8, 16}, {64, 1, 8}}), "a stride of 8 bytes");
-  expect(!slipway::make_tensor_map<__half>(map, {some.data() + 4, {64, 1, 1}, {16, 16}, {64, 1, 8}}), "a base of 8");
-  expect(!slipway::make_tensor_map<__half>(map, {some.data(), {64, 1, 1}, {16, 16}, {64, 1, 257}}), "a box of 257");
+  expect(!slipway::make_tensor_map<__half>(map, {some.data(), {64, 1, 1}, {8, 16}, {64, 1, 8}}),
+         "a stride of 8 bytes");
+  expect(!slipway::make_tensor_map<__half>(map, {some.data() + 4, {64, 1, 1}, {16, 16}, {64, 1, 8}}),
+         "a base of 8");
+  expect(!slipway::make_tensor_map<__half>(map, {some.data(), {64, 1, 1}, {16, 16}, {64, 1, 257}}),
+         "a box of 257");
 }
 
-// ---- a ring of two stages -----------------------------------------------------------------------------------------------
+// ---- a ring of two stages
 
-enum Fault { kNone, kNeverFreed, kFreedEarly, kNotWaited, kWrongParity, kTooManyBytes, kTooFewBytes, kUninitialised,
-             kNotPublished };
+enum Fault {
+  kNone,
+  kNeverFreed,
+  kFreedEarly,
+  kNotWaited,
+  kWrongParity,
+  kTooManyBytes,
+  kTooFewBytes,
+  kUninitialised,
+  kNotPublished
+};
 
 // One producer thread copies tiles; 96 consumers add them up. Tiles are read with an offset of one thread.
 __global__ void ring(const float* in, float* out, int tiles, int fault) {
@@ -212,7 +234,9 @@ __global__ void ring(const float* in, float* out, int tiles, int fault) {
     if (threadIdx.x != tile) return;
     for (int i = 0; i < tiles; i++) {
       ptx::mbarrier_wait(empty + i % 2, fault == kWrongParity ? i / 2 & 1 : (i / 2 & 1) ^ 1);
-      ptx::mbarrier_arrive_expect(full + i % 2, tile * 4 + (fault == kTooManyBytes ? 16 : fault == kTooFewBytes ? -16 : 0));
+      ptx::mbarrier_arrive_expect(full + i % 2, tile * 4 + (fault == kTooManyBytes  ? 16
+                                                            : fault == kTooFewBytes ? -16
+                                                                                    : 0));
       ptx::bulk_load(stage + i % 2 * tile, in + i * tile, tile * 4, full + i % 2);
     }
     return;
@@ -238,7 +262,7 @@ void check_ring(int fault) {
   }
 }
 
-// ---- named barriers: two warps take turns, a third hands in -----------------------------------------------------------------
+// ---- named barriers: two warps take turns, a third hands in
 
 __global__ void turns(int* order, int rounds, bool forget) {
   DYNAMIC_SMEM(shared);
@@ -272,10 +296,24 @@ void check_elections() {
   expect(out[0] == 6 && out[1] == 0, "not one lane a warp, or not the same one");
 }
 
-// ---- what goes wrong around one product --------------------------------------------------------------------------------------
+// ---- what goes wrong around one product
 
-enum Misuse { kRight, kNoFence, kNoProxyFence, kReadEarly, kWriteEarly, kOverwritten, kNotCommitted, kNoWait,
-              kOtherDescriptor, kWrongStart, kARewritten, kHalfTheRegisters, kTooManyRegisters, kHalfABarrier };
+enum Misuse {
+  kRight,
+  kNoFence,
+  kNoProxyFence,
+  kReadEarly,
+  kWriteEarly,
+  kOverwritten,
+  kNotCommitted,
+  kNoWait,
+  kOtherDescriptor,
+  kWrongStart,
+  kARewritten,
+  kHalfTheRegisters,
+  kTooManyRegisters,
+  kHalfABarrier
+};
 
 __global__ void misuse(float* d, int how) {
   DYNAMIC_SMEM(shared);
@@ -288,11 +326,12 @@ __global__ void misuse(float* d, int how) {
   if (how == kHalfTheRegisters && threadIdx.x < 64) ptx::registers_increase<160>();
   float sum[8][4], early = 0;
   uint32_t a[4] = {0x3c003c00, 0x3c003c00, 0x3c003c00, 0x3c003c00};
-  const uint64_t b = ptx::matrix_descriptor(shared + (how == kWrongStart ? 32 * 1024 : 0), 16, 1024, ptx::Swizzle::k128);
+  const uint64_t b =
+      ptx::matrix_descriptor(shared + (how == kWrongStart ? 32 * 1024 : 0), 16, 1024, ptx::Swizzle::k128);
   if (how != kNoFence) ptx::wgmma_fence();
   for (int k = 0; k < 4; k++)
-    ptx::wgmma<__half, 64, false>(sum, a, ptx::advanced(b, 32 * (how == kOtherDescriptor && threadIdx.x == 77 ? 0 : k)),
-                                  k > 0);
+    ptx::wgmma<__half, 64, false>(
+        sum, a, ptx::advanced(b, 32 * (how == kOtherDescriptor && threadIdx.x == 77 ? 0 : k)), k > 0);
   if (how != kNotCommitted) ptx::wgmma_commit();
   if (how == kReadEarly) early = sum[0][0];
   if (how == kWriteEarly) sum[3][2] = 0;
@@ -320,11 +359,13 @@ const std::map<std::string, std::function<void(unsigned)>>& checks() {
       {"wgmma e4m3 64", check_products<e4m3, 64, false>},
       {"wgmma e4m3 128", check_products<e4m3, 128, false>},
       {"wgmma e4m3 256", check_products<e4m3, 256, false>},
-      {"wgmma 64-byte swizzle", [](unsigned s) {
+      {"wgmma 64-byte swizzle",
+       [](unsigned s) {
          check_product<__half, 64, 64, false, false, 64>(s), check_product<__half, 64, 64, true, true, 64>(s);
          check_product<e4m3, 128, 64, false, false, 64>(s);
        }},
-      {"wgmma 32-byte swizzle", [](unsigned s) {
+      {"wgmma 32-byte swizzle",
+       [](unsigned s) {
          check_product<__half, 64, 64, false, false, 32>(s), check_product<__half, 64, 64, true, true, 32>(s);
        }},
       {"tensor boxes", [](unsigned) { check_boxes(kStored); }},

@@ -1,14 +1,19 @@
 // Packed variable-length attention on sm_90a, after FlashAttention-3 (Shah et al., arXiv 2407.08608).
 //
-// A block is persistent. One warp of its first warpgroup, the producer, brings tiles of queries, keys and values to
-// shared memory by TMA; the other warpgroups, the consumers, compute 64 query rows each by wgmma. Two things overlap:
-//   * within a consumer, the scores of the next key tile are computed while the values of this one are added up, and
+// A block is persistent. One warp of its first warpgroup, the producer, brings tiles of queries, keys and
+// values to shared memory by TMA; the other warpgroups, the consumers, compute 64 query rows each by wgmma.
+// Two things overlap:
+//   * within a consumer, the scores of the next key tile are computed while the values of this one are added
+//   up, and
 //     the softmax of the next runs beside the latter;
-//   * between consumers, turns are taken (named barriers): while one has its softmax, another has the tensor cores.
-// Key tiles are visited from the last one back, so that the tile that needs a mask for the sequence's end comes first.
+//   * between consumers, turns are taken (named barriers): while one has its softmax, another has the tensor
+//   cores.
+// Key tiles are visited from the last one back, so that the tile that needs a mask for the sequence's end
+// comes first.
 //
-// Tensor maps cover the packed arrays: the last tile of a sequence holds rows of the next one too. Their scores are
-// hidden, but a probability of 0 times a value that is no number is none: those rows of the value tile are zeroed.
+// Tensor maps cover the packed arrays: the last tile of a sequence holds rows of the next one too. Their
+// scores are hidden, but a probability of 0 times a value that is no number is none: those rows of the value
+// tile are zeroed.
 #pragma once
 #include "slipway/flash_attention_params.cuh"
 #include "slipway/numeric.cuh"
@@ -21,7 +26,8 @@
 namespace slipway {
 
 struct FlashAttentionSm90Params {
-  // [tokens, heads, size] as axes size, heads, tokens; boxes of 128 bytes, 1 head, 64 rows (query) or kBlockN rows.
+  // [tokens, heads, size] as axes size, heads, tokens; boxes of 128 bytes, 1 head, 64 rows (query) or kBlockN
+  // rows.
   ptx::TensorMap query_map, key_map, value_map;
   FlashAttentionParams call;
   WorkOrder order;  // tiles of kBlockM rows
@@ -36,7 +42,8 @@ struct FlashAttentionSm90Shape {
   static constexpr int kGroupRows = 64, kBlockM = kGroupRows * kConsumers, kStages = 2;
   static constexpr int kConsumerThreads = 128 * kConsumers, kThreads = 128 + kConsumerThreads;
   // Registers of the warpgroups: together those that kThreads threads start with.
-  static constexpr int kProducerRegisters = kConsumers == 3 ? 32 : 40, kConsumerRegisters = kConsumers == 3 ? 160 : 232;
+  static constexpr int kProducerRegisters = kConsumers == 3 ? 32 : 40,
+                       kConsumerRegisters = kConsumers == 3 ? 160 : 232;
   // Heads of 256 have too little softmax for taking turns to pay.
   static constexpr bool kTakesTurns = kHeadSize <= 128;
 
@@ -47,8 +54,10 @@ struct FlashAttentionSm90Shape {
 
   // Shared memory, in bytes from its beginning. A consumer's queries make room for its output.
   static constexpr int kQueryAt = 0, kKeyAt = kQueryAt + kConsumers * kQueryBytes;
-  static constexpr int kValueAt = kKeyAt + kStages * kTileBytes, kBarriersAt = kValueAt + kStages * kTileBytes;
-  static constexpr int kBarriers = 2 * kConsumers + 4 * kStages, kWorkAt = kBarriersAt + (kBarriers + 1) / 2 * 16;
+  static constexpr int kValueAt = kKeyAt + kStages * kTileBytes,
+                       kBarriersAt = kValueAt + kStages * kTileBytes;
+  static constexpr int kBarriers = 2 * kConsumers + 4 * kStages,
+                       kWorkAt = kBarriersAt + (kBarriers + 1) / 2 * 16;
   static constexpr size_t kSharedBytes = kWorkAt + kConsumers * 32;
 };
 
@@ -57,11 +66,19 @@ template <class Shape>
 struct Sm90Barriers {
   uint64_t* first;
   __device__ __forceinline__ uint64_t* query_full(int group) const { return first + group; }
-  __device__ __forceinline__ uint64_t* query_empty(int group) const { return first + Shape::kConsumers + group; }
-  __device__ __forceinline__ uint64_t* key_full(int stage) const { return first + 2 * Shape::kConsumers + stage; }
+  __device__ __forceinline__ uint64_t* query_empty(int group) const {
+    return first + Shape::kConsumers + group;
+  }
+  __device__ __forceinline__ uint64_t* key_full(int stage) const {
+    return first + 2 * Shape::kConsumers + stage;
+  }
   __device__ __forceinline__ uint64_t* key_empty(int stage) const { return key_full(Shape::kStages + stage); }
-  __device__ __forceinline__ uint64_t* value_full(int stage) const { return key_full(2 * Shape::kStages + stage); }
-  __device__ __forceinline__ uint64_t* value_empty(int stage) const { return key_full(3 * Shape::kStages + stage); }
+  __device__ __forceinline__ uint64_t* value_full(int stage) const {
+    return key_full(2 * Shape::kStages + stage);
+  }
+  __device__ __forceinline__ uint64_t* value_empty(int stage) const {
+    return key_full(3 * Shape::kStages + stage);
+  }
 
   __device__ __forceinline__ void initialise() const {
     constexpr int warps = 4 * Shape::kConsumers;  // one lane of each arrives
@@ -75,7 +92,8 @@ struct Sm90Barriers {
   }
 };
 
-// Stages are taken in turn: tile number `count` has this one, and completes the phase of this parity on its barriers.
+// Stages are taken in turn: tile number `count` has this one, and completes the phase of this parity on its
+// barriers.
 template <class Shape>
 __device__ __forceinline__ uint32_t stage_of(uint32_t count) {
   return count % Shape::kStages;
@@ -87,7 +105,7 @@ __device__ __forceinline__ uint32_t parity_of(uint32_t count) {
 
 // What the producer tells a consumer of its next tile; 32 bytes in shared memory.
 struct alignas(16) Sm90Work {
-  int sequence;  // -1: there are no more
+  int sequence;       // -1: there are no more
   int begin, length;  // the sequence's rows of query
   int row;            // the consumer's first, within the sequence; it may have none
   int head;
@@ -95,33 +113,37 @@ struct alignas(16) Sm90Work {
   int first_tile, end_tile;  // key tiles to visit
 };
 
-// ---- the producer: one warp -------------------------------------------------------------------------------------------
+// ---- the producer: one warp
 
 template <class Shape>
-__device__ __forceinline__ void flash_attention_produce(const FlashAttentionSm90Params& p, unsigned char* shared,
+__device__ __forceinline__ void flash_attention_produce(const FlashAttentionSm90Params& p,
+                                                        unsigned char* shared,
                                                         const Sm90Barriers<Shape>& barriers) {
   constexpr int BlockM = Shape::kBlockM, BlockN = Shape::kBlockN;
   const FlashAttentionParams& call = p.call;
   Sm90Work* const slots = reinterpret_cast<Sm90Work*>(shared + Shape::kWorkAt);
   const bool leads = ptx::elect_one();
-  uint32_t count = 0;  // of key and value tiles of the items before
+  uint32_t count = 0;         // of key and value tiles of the items before
   uint32_t query_parity = 1;  // of the empty barriers, one phase behind
 
   auto load_tile = [&](const ptx::TensorMap& map, unsigned char* tile, uint64_t* full, int head, int row) {
     ptx::mbarrier_arrive_expect(full, Shape::kTileBytes);
 #pragma unroll
     for (int panel = 0; panel < Shape::kPanels; panel++)
-      ptx::tensor_load(tile + panel * Shape::kPanelBytes, &map, full, panel * Shape::kPanelColumns, head, row);
+      ptx::tensor_load(tile + panel * Shape::kPanelBytes, &map, full, panel * Shape::kPanelColumns, head,
+                       row);
   };
   auto load_keys = [&](uint32_t tile, int head, int row) {
     const uint32_t stage = stage_of<Shape>(tile);
     ptx::mbarrier_wait(barriers.key_empty(stage), parity_of<Shape>(tile) ^ 1);
-    load_tile(p.key_map, shared + Shape::kKeyAt + stage * Shape::kTileBytes, barriers.key_full(stage), head, row);
+    load_tile(p.key_map, shared + Shape::kKeyAt + stage * Shape::kTileBytes, barriers.key_full(stage), head,
+              row);
   };
   auto load_values = [&](uint32_t tile, int head, int row) {
     const uint32_t stage = stage_of<Shape>(tile);
     ptx::mbarrier_wait(barriers.value_empty(stage), parity_of<Shape>(tile) ^ 1);
-    load_tile(p.value_map, shared + Shape::kValueAt + stage * Shape::kTileBytes, barriers.value_full(stage), head, row);
+    load_tile(p.value_map, shared + Shape::kValueAt + stage * Shape::kTileBytes, barriers.value_full(stage),
+              head, row);
   };
 
   for (int round = 0;; round++) {
@@ -176,7 +198,7 @@ __device__ __forceinline__ void flash_attention_produce(const FlashAttentionSm90
     }
 }
 
-// ---- a consumer: one warpgroup, 64 query rows ----------------------------------------------------------------------------
+// ---- a consumer: one warpgroup, 64 query rows
 
 enum Sm90NamedBarrier { kTurn = 1, kAllConsumers = 4, kOwnGroup = 5 };  // kTurn and kOwnGroup: one a consumer
 
@@ -225,10 +247,10 @@ struct Sm90Consumer {
 
   // scores = queries keys^T, for the 64 rows of the group.
   __device__ __forceinline__ void start_scores(float (&scores)[Blocks][4], uint32_t tile) const {
-    const uint64_t queries = ptx::matrix_descriptor(shared + Shape::kQueryAt + group * Shape::kQueryBytes, 16, 1024,
-                                                    ptx::Swizzle::k128);
-    const uint64_t keys = ptx::matrix_descriptor(shared + Shape::kKeyAt + stage_of<Shape>(tile) * Shape::kTileBytes, 16, 1024,
-                                                 ptx::Swizzle::k128);
+    const uint64_t queries = ptx::matrix_descriptor(shared + Shape::kQueryAt + group * Shape::kQueryBytes, 16,
+                                                    1024, ptx::Swizzle::k128);
+    const uint64_t keys = ptx::matrix_descriptor(
+        shared + Shape::kKeyAt + stage_of<Shape>(tile) * Shape::kTileBytes, 16, 1024, ptx::Swizzle::k128);
     ptx::hold_registers(scores);
     ptx::wgmma_fence();
 #pragma unroll
@@ -239,7 +261,8 @@ struct Sm90Consumer {
     ptx::wgmma_commit();
   }
   // output += probabilities values
-  __device__ __forceinline__ void start_output(float (&output)[D / 8][4], uint32_t (&probabilities)[BlockN / 16][4],
+  __device__ __forceinline__ void start_output(float (&output)[D / 8][4],
+                                               uint32_t (&probabilities)[BlockN / 16][4],
                                                uint32_t tile) const {
     const uint64_t values =
         ptx::matrix_descriptor(value_tile(tile), Shape::kPanelBytes, 1024, ptx::Swizzle::k128);
@@ -253,13 +276,16 @@ struct Sm90Consumer {
   }
 
   // Softcap, ALiBi, bias and mask, on the scores of key tile n.
-  __device__ __forceinline__ void finish_scores(float (&scores)[Blocks][4], const ScoreMap& map, int n) const {
+  __device__ __forceinline__ void finish_scores(float (&scores)[Blocks][4], const ScoreMap& map,
+                                                int n) const {
     const int id = ptx::opaque(thread), lane = id % 32;
-    const int length = work->length, keys = work->keys, warp_row = work->row + id / 32 * 16, shift = keys - length;
+    const int length = work->length, keys = work->keys, warp_row = work->row + id / 32 * 16,
+              shift = keys - length;
     const int n0 = n * BlockN, key = n0 + lane % 4 * 2, row = warp_row + lane / 4;
     if (Shape::kMapsScores && map.changes) {
       scale_scores(scores, map);
-      const float slope = call.mask.alibi_slopes != nullptr ? call.mask.alibi_slopes[work->head] * kLog2e : 0.f;
+      const float slope =
+          call.mask.alibi_slopes != nullptr ? call.mask.alibi_slopes[work->head] * kLog2e : 0.f;
       const int64_t bias = work->sequence * call.bias_batch + work->head * call.bias_head;
       const int bias_rows = min(length, call.max_q), bias_keys = min(keys, call.max_k);
 #pragma unroll
@@ -271,8 +297,7 @@ struct Sm90Consumer {
           add_bias(scores, h, static_cast<const float*>(call.bias) + bias + at * call.bias_query, key,
                    bias_keys);
         else
-          add_bias(scores, h, static_cast<const T*>(call.bias) + bias + at * call.bias_query, key,
-                   bias_keys);
+          add_bias(scores, h, static_cast<const T*>(call.bias) + bias + at * call.bias_query, key, bias_keys);
       }
     }
     const KeyRange common = common_keys(call.mask, warp_row + shift, warp_row + 15 + shift, keys);
@@ -287,13 +312,15 @@ struct Sm90Consumer {
   __device__ __forceinline__ void zero_values(uint32_t tile, int first) const {
     const int chunks = (BlockN - first) * 8;  // of 16 bytes, in a panel
     for (int i = group * 128 + ptx::opaque(thread); i < chunks * Shape::kPanels; i += Shape::kConsumerThreads)
-      *reinterpret_cast<uint4*>(value_tile(tile) + i / chunks * Shape::kPanelBytes + first * 128 + i % chunks * 16) = {0, 0, 0, 0};
+      *reinterpret_cast<uint4*>(value_tile(tile) + i / chunks * Shape::kPanelBytes + first * 128 +
+                                i % chunks * 16) = {0, 0, 0, 0};
     ptx::fence_proxy_async();
     ptx::named_barrier_wait(kAllConsumers, Shape::kConsumerThreads);
   }
 
   // The tile's rows of output and log_sum_exp, by way of the memory of its queries.
-  __device__ __forceinline__ void store(const float (&output)[D / 8][4], const OnlineSoftmax<>& softmax) const {
+  __device__ __forceinline__ void store(const float (&output)[D / 8][4],
+                                        const OnlineSoftmax<>& softmax) const {
     const int id = ptx::opaque(thread), lane = id % 32, warp = id / 32;
     const int rows = work->length - work->row - warp * 16;  // of this warp; may be none
     const int64_t token = work->begin + work->row + warp * 16;
@@ -345,7 +372,8 @@ struct Sm90Consumer {
         for (int k = 0; k < BlockN / 16; k++)
 #pragma unroll
           for (int i = 0; i < 4; i++)
-            probabilities[k][i] = pack<T>(scores[2 * k + i / 2][i % 2 * 2], scores[2 * k + i / 2][i % 2 * 2 + 1]);
+            probabilities[k][i] =
+                pack<T>(scores[2 * k + i / 2][i % 2 * 2], scores[2 * k + i / 2][i % 2 * 2 + 1]);
       };
 
       int n = work->end_tile - 1;
@@ -395,7 +423,8 @@ struct Sm90Consumer {
 
   __device__ __forceinline__ void run() {
     work = reinterpret_cast<const Sm90Work*>(shared + Shape::kWorkAt) + group;
-    if (Shape::kTakesTurns && group == Shape::kConsumers - 1) ptx::named_barrier_arrive(kTurn, 256);  // the first turn
+    if (Shape::kTakesTurns && group == Shape::kConsumers - 1)
+      ptx::named_barrier_arrive(kTurn, 256);  // the first turn
     for (uint32_t parity = 0;; parity ^= 1) {
       ptx::mbarrier_wait(barriers.query_full(group), parity);
       if (work->sequence < 0) break;
@@ -424,7 +453,8 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     if (warp == 0) flash_attention_produce<Shape>(p, shared, barriers);
   } else {
     ptx::registers_increase<Shape::kConsumerRegisters>();
-    Sm90Consumer<Shape> consumer = {p.call, shared, barriers, warp / 4 - 1, int(threadIdx.x) % 128, nullptr, 0};
+    Sm90Consumer<Shape> consumer = {p.call,  shared, barriers, warp / 4 - 1, int(threadIdx.x) % 128,
+                                    nullptr, 0};
     consumer.run();
   }
 }

@@ -1,5 +1,6 @@
-// PTX that only sm_90 and later have: mbarrier, bulk copies (TMA), proxy fences, named barriers, registers of a
-// warpgroup. wgmma is in ptx_wgmma.cuh. See the PTX ISA for each; the emulator (emulator/sm90*.hpp) states them.
+// PTX that only sm_90 and later have: mbarrier, bulk copies (TMA), proxy fences, named barriers, registers of
+// a warpgroup. wgmma is in ptx_wgmma.cuh. See the PTX ISA for each; the emulator (emulator/sm90*.hpp) states
+// them.
 #pragma once
 #include "slipway/ptx_memory.cuh"
 
@@ -23,12 +24,14 @@ using TensorMap = CUtensorMap;
 using TensorMap = emu::TensorMap;
 #endif
 
-// ---- mbarrier: 8 bytes of shared memory, in phases that end when all arrivals and announced bytes are there -------
+// ---- mbarrier: 8 bytes of shared memory, in phases that end when all arrivals and announced bytes are there
+// -------
 
 // One thread initialises; mbarrier_fence_init() by it and a barrier of the block come before any use.
 __device__ __forceinline__ void mbarrier_init(uint64_t* bar, uint32_t arrivals PTX_WHERE) {
 #ifdef __CUDACC__
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(smem_address(bar)), "r"(arrivals) : "memory");
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(smem_address(bar)), "r"(arrivals)
+               : "memory");
 #else
   emu::sm90::mbarrier_init(bar, arrivals, emu_where);
 #endif
@@ -57,24 +60,26 @@ __device__ __forceinline__ void mbarrier_arrive_expect(uint64_t* bar, uint32_t b
   emu::sm90::mbarrier_arrive(bar, bytes, emu_where);
 #endif
 }
-// Waits for the end of the phase of this parity; phases count from 0. Parity 1 on a fresh barrier does not wait.
+// Waits for the end of the phase of this parity; phases count from 0. Parity 1 on a fresh barrier does not
+// wait.
 __device__ __forceinline__ void mbarrier_wait(uint64_t* bar, uint32_t parity PTX_WHERE) {
 #ifdef __CUDACC__
   uint32_t done = 0;
   while (!done)
-    asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.b32 %0, 1, 0, p;\n}\n"
-                 : "=r"(done)
-                 : "r"(smem_address(bar)), "r"(parity)
-                 : "memory");
+    asm volatile(
+        "{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.b32 %0, 1, 0, p;\n}\n"
+        : "=r"(done)
+        : "r"(smem_address(bar)), "r"(parity)
+        : "memory");
 #else
   emu::sm90::mbarrier_wait(bar, parity, emu_where);
 #endif
 }
 
-// ---- bulk copies ------------------------------------------------------------------------------------------------------
+// ---- bulk copies
 
-// What this thread's ordinary stores wrote to shared memory becomes visible to bulk copies and wgmma, after a barrier
-// also those that other threads start.
+// What this thread's ordinary stores wrote to shared memory becomes visible to bulk copies and wgmma, after a
+// barrier also those that other threads start.
 __device__ __forceinline__ void fence_proxy_async() {
 #ifdef __CUDACC__
   asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
@@ -90,23 +95,27 @@ __device__ __forceinline__ void prefetch_tensor_map(const TensorMap* map) {
 #endif
 }
 // Copies `bytes` from global to shared memory, all three multiples of 16; `bar` counts the bytes.
-__device__ __forceinline__ void bulk_load(void* dst, const void* src, uint32_t bytes, uint64_t* bar PTX_WHERE) {
+__device__ __forceinline__ void bulk_load(void* dst, const void* src, uint32_t bytes,
+                                          uint64_t* bar PTX_WHERE) {
 #ifdef __CUDACC__
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(
-                   smem_address(dst)),
-               "l"(src), "r"(bytes), "r"(smem_address(bar))
-               : "memory");
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(
+          smem_address(dst)),
+      "l"(src), "r"(bytes), "r"(smem_address(bar))
+      : "memory");
 #else
   emu::sm90::bulk_load(dst, src, bytes, bar, emu_where);
 #endif
 }
-// Copies the box that begins at these coordinates (innermost axis first) of a tensor of two, three or four axes. `dst`
-// is a multiple of 128 bytes. Elements outside the tensor become zero; `bar` counts the bytes of the whole box.
-__device__ __forceinline__ void tensor_load(void* dst, const TensorMap* map, uint64_t* bar, int c0, int c1 PTX_WHERE) {
+// Copies the box that begins at these coordinates (innermost axis first) of a tensor of two, three or four
+// axes. `dst` is a multiple of 128 bytes. Elements outside the tensor become zero; `bar` counts the bytes of
+// the whole box.
+__device__ __forceinline__ void tensor_load(void* dst, const TensorMap* map, uint64_t* bar, int c0,
+                                            int c1 PTX_WHERE) {
 #ifdef __CUDACC__
   asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];\n" ::"r"(
-          smem_address(dst)),
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], "
+      "[%2];\n" ::"r"(smem_address(dst)),
       "l"(map), "r"(smem_address(bar)), "r"(c0), "r"(c1)
       : "memory");
 #else
@@ -127,11 +136,12 @@ __device__ __forceinline__ void tensor_load(void* dst, const TensorMap* map, uin
   emu::sm90::tensor_load(dst, *map, bar, at, 3, emu_where);
 #endif
 }
-__device__ __forceinline__ void tensor_load(void* dst, const TensorMap* map, uint64_t* bar, int c0, int c1, int c2,
-                                            int c3 PTX_WHERE) {
+__device__ __forceinline__ void tensor_load(void* dst, const TensorMap* map, uint64_t* bar, int c0, int c1,
+                                            int c2, int c3 PTX_WHERE) {
 #ifdef __CUDACC__
   asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], "
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, "
+      "%6}], "
       "[%2];\n" ::"r"(smem_address(dst)),
       "l"(map), "r"(smem_address(bar)), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
       : "memory");
@@ -140,8 +150,10 @@ __device__ __forceinline__ void tensor_load(void* dst, const TensorMap* map, uin
   emu::sm90::tensor_load(dst, *map, bar, at, 4, emu_where);
 #endif
 }
-// The other way; what lies outside the tensor is not written. The thread commits its stores and waits for them.
-__device__ __forceinline__ void tensor_store(const TensorMap* map, const void* src, int c0, int c1, int c2 PTX_WHERE) {
+// The other way; what lies outside the tensor is not written. The thread commits its stores and waits for
+// them.
+__device__ __forceinline__ void tensor_store(const TensorMap* map, const void* src, int c0, int c1,
+                                             int c2 PTX_WHERE) {
 #ifdef __CUDACC__
   asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];\n" ::"l"(map),
                "r"(smem_address(src)), "r"(c0), "r"(c1), "r"(c2)
@@ -168,9 +180,10 @@ __device__ __forceinline__ void bulk_wait_read() {
 #endif
 }
 
-// ---- threads ---------------------------------------------------------------------------------------------------------
+// ---- threads
 
-// Named barriers 1 to 15, of `threads` threads in all, a multiple of 32: those that wait, and those that only arrive.
+// Named barriers 1 to 15, of `threads` threads in all, a multiple of 32: those that wait, and those that only
+// arrive.
 __device__ __forceinline__ void named_barrier_wait(int id, int threads PTX_WHERE) {
 #ifdef __CUDACC__
   asm volatile("bar.sync %0, %1;\n" ::"r"(id), "r"(threads) : "memory");

@@ -10,8 +10,9 @@
 
 namespace slipway {
 
-// A tensor of three axes, innermost first, and the box of it that one copy takes. Axis 0 has stride 1, the others
-// multiples of 16 bytes. The box's rows lie in shared memory one after another, 128 bytes each, swizzled.
+// A tensor of three axes, innermost first, and the box of it that one copy takes. Axis 0 has stride 1, the
+// others multiples of 16 bytes. The box's rows lie in shared memory one after another, 128 bytes each,
+// swizzled.
 struct TensorBoxes {
   const void* base;  // a multiple of 16
   uint64_t sizes[3];
@@ -25,8 +26,8 @@ inline decltype(&cuTensorMapEncodeTiled) tensor_map_encoder() {
   static const auto found = [] {
     void* entry = nullptr;
     cudaDriverEntryPointQueryResult result = cudaDriverEntryPointSymbolNotFound;
-    const cudaError_t code = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000,
-                                                              cudaEnableDefault, &result);
+    const cudaError_t code =
+        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &result);
     const bool is_there = code == cudaSuccess && result == cudaDriverEntryPointSuccess;
     return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(is_there ? entry : nullptr);
   }();
@@ -34,8 +35,8 @@ inline decltype(&cuTensorMapEncodeTiled) tensor_map_encoder() {
 }
 #endif
 
-// Makes the map of a tensor of 16-bit or 8-bit elements. False: the copy engine cannot copy such a tensor (strides,
-// sizes), or the driver is too old.
+// Makes the map of a tensor of 16-bit or 8-bit elements. False: the copy engine cannot copy such a tensor
+// (strides, sizes), or the driver is too old.
 template <class T>
 bool make_tensor_map(ptx::TensorMap& map, const TensorBoxes& t) {
   for (int d = 0; d < 3; d++)
@@ -46,15 +47,21 @@ bool make_tensor_map(ptx::TensorMap& map, const TensorBoxes& t) {
 #ifdef __CUDACC__
   const auto encode = tensor_map_encoder();
   const cuuint32_t every[3] = {1, 1, 1};
-  const CUtensorMapDataType type = sizeof(T) == 1 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_UINT16;
+  const CUtensorMapDataType type =
+      sizeof(T) == 1 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_UINT16;
   const cuuint64_t sizes[3] = {t.sizes[0], t.sizes[1], t.sizes[2]}, strides[2] = {t.strides[0], t.strides[1]};
   return encode != nullptr &&
-         encode(&map, type, 3, const_cast<void*>(t.base), sizes, strides, t.box, every, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+         encode(&map, type, 3, const_cast<void*>(t.base), sizes, strides, t.box, every,
+                CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 #else
-  map = {static_cast<unsigned char*>(const_cast<void*>(t.base)), 3, int(sizeof(T)),
-         {t.sizes[0], t.sizes[1], t.sizes[2]}, {0, t.strides[0], t.strides[1]}, {t.box[0], t.box[1], t.box[2]}, 128};
+  map = {static_cast<unsigned char*>(const_cast<void*>(t.base)),
+         3,
+         int(sizeof(T)),
+         {t.sizes[0], t.sizes[1], t.sizes[2]},
+         {0, t.strides[0], t.strides[1]},
+         {t.box[0], t.box[1], t.box[2]},
+         128};
   return true;
 #endif
 }
