@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <limits>
 
 #define __global__
 #define __device__
@@ -71,8 +72,8 @@ EMU_FAST inline To bit_cast(From from) {
 // cvt.*.s32.f32 saturates and turns NaN into 0 (PTX ISA, cvt).
 template <class To>
 EMU_FAST inline To saturated(double x) {
-  constexpr double least = double(std::numeric_limits<To>::min()), most = double(std::numeric_limits<To>::max());
-  return x != x ? To(0) : x <= least ? std::numeric_limits<To>::min() : x >= most ? std::numeric_limits<To>::max() : To(x);
+  constexpr To least = std::numeric_limits<To>::min(), most = std::numeric_limits<To>::max();
+  return x != x ? To(0) : x <= double(least) ? least : x >= double(most) ? most : To(x);
 }
 }  // namespace emu
 

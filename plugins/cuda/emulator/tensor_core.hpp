@@ -97,9 +97,9 @@ struct Operand<TF32> {  // 10 bits of mantissa; the others are ignored
 };
 
 // D += A B, mma.sync.m16n8kK row.col, where K = 8 * kPerRegister ("Matrix fragments for mma.m16n8k8 .tf32",
-// "... mma.m16n8k16 with floating point type", "... mma.m16n8k32"). Element i of a register stands for
-// column t * kPerRegister + i of A (row of B), plus K / 2 in the second half of the registers; A's registers are
-// (row g, first half), (g + 8, first), (g, second), (g + 8, second), B's are of column g. D's are (g, 2 t), (g, 2 t + 1),
+// "... mma.m16n8k16 with floating point type", "... mma.m16n8k32"). Element i of a register stands for column
+// t * kPerRegister + i of A (row of B), plus K / 2 in the second half of the registers; A's registers are (row g,
+// first half), (g + 8, first), (g, second), (g + 8, second), B's are of column g. D's are (g, 2 t), (g, 2 t + 1),
 // (g + 8, 2 t), (g + 8, 2 t + 1).
 template <class T, class Sum>
 void mma(Sum (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Where where) {

@@ -77,7 +77,15 @@ void check_meeting(Meeting meeting) {
 }
 
 // ---- shared memory -------------------------------------------------------------------------------------
-enum Access { kBehindDynamic, kBeforeDynamic, kBehindStatic, kMisaligned, kMatrixMisaligned, kMatrixOutside, kTooLarge };
+enum Access {
+  kBehindDynamic,
+  kBeforeDynamic,
+  kBehindStatic,
+  kMisaligned,
+  kMatrixMisaligned,
+  kMatrixOutside,
+  kTooLarge
+};
 __global__ void touch(float* out, Access access, int n) {
   DYNAMIC_SMEM(smem);
   STATIC_SMEM(float, array, 8);
@@ -142,7 +150,8 @@ int main(int argc, char** argv) {
                      {"threads end before the barrier", [](unsigned) { check_barrier(kEarlyEnd); }},
                      {"no syncwarp", [&](unsigned) { launch1(read_neighbour, 1, out.data()); }},
                      {"blocks write one place", [&](unsigned) { launch1(write_one_place, 3, &place, false); }},
-                     {"blocks with barriers write one place", [&](unsigned) { launch1(write_one_place, 3, &place, true); }},
+                     {"blocks with barriers write one place",
+                      [&](unsigned) { launch1(write_one_place, 3, &place, true); }},
                      {"endless wait", [&](unsigned) { launch1(wait_for, 1, &place); }},
                      {"other operation", [](unsigned) { check_meeting(kOtherOperation); }},
                      {"other mask", [](unsigned) { check_meeting(kOtherMask); }},

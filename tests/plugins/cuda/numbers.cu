@@ -14,7 +14,8 @@ bool same(float a, float b) { return __float_as_uint(a) == __float_as_uint(b) ||
 float e4m3_defined(unsigned code) {
   const int exponent = int(code >> 3 & 15), mantissa = int(code & 7);
   if (exponent == 15 && mantissa == 7) return NAN;
-  const float magnitude = exponent ? std::ldexp(1.0f + float(mantissa) / 8, exponent - 7) : std::ldexp(float(mantissa) / 8, -6);
+  const float magnitude = exponent ? std::ldexp(1.0f + float(mantissa) / 8, exponent - 7)
+                                   : std::ldexp(float(mantissa) / 8, -6);
   return code & 0x80 ? -magnitude : magnitude;
 }
 // The nearest finite code; of two equally near ones that with an even mantissa.
@@ -174,7 +175,8 @@ void check_bits(unsigned seed) {
   expect_equal(__dp4a(int(0xff02fe01u), 0x01020304, 10), 10 + 1 * 4 - 2 * 3 + 2 * 2 - 1 * 1, "__dp4a");
   expect(__float2int_rn(2.5f) == 2 && __float2int_rz(-2.7f) == -2 && __float2int_rd(-2.1f) == -3, "float to int");
   expect(__float2int_rn(1e20f) == INT32_MAX && __float2int_rn(NAN) == 0 && __float2uint_rn(-1.0f) == 0, "saturation");
-  expect(ptx::exp2_approx(3.0f) == 8 && ptx::exp2_approx(-130.0f) == 0 && ptx::exp2_approx(-INFINITY) == 0, "exp2_approx");
+  expect(ptx::exp2_approx(3.0f) == 8 && ptx::exp2_approx(-INFINITY) == 0, "exp2_approx");
+  expect(ptx::exp2_approx(-130.0f) == 0, "exp2_approx of what would be subnormal");
 }
 
 }  // namespace

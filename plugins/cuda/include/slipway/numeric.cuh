@@ -112,12 +112,10 @@ template <class T, int N>
 struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) Vector {
   static constexpr int kCount = N, kBytes = int(sizeof(T)) * N;
   static_assert(kBytes == 1 || kBytes == 2 || kBytes == 4 || kBytes == 8 || kBytes % 16 == 0, "no such access");
-  using Access = typename std::conditional<
-      kBytes % 16 == 0, uint4,
-      typename std::conditional<
-          kBytes == 8, uint2,
-          typename std::conditional<kBytes == 4, uint32_t,
-                                    typename std::conditional<kBytes == 2, uint16_t, uint8_t>::type>::type>::type>::type;
+  using Narrow = std::conditional_t<kBytes == 2, uint16_t, uint8_t>;
+  using Access = std::conditional_t<kBytes % 16 == 0, uint4,
+                                    std::conditional_t<kBytes == 8, uint2,
+                                                       std::conditional_t<kBytes == 4, uint32_t, Narrow>>>;
   static constexpr int kAccesses = kBytes / int(sizeof(Access));
   T x[N];
 

@@ -98,9 +98,9 @@ __device__ __forceinline__ void stmatrix_x2(void* row, const uint32_t (&r)[2] PT
 }
 
 // Products of one warp, d += a b, with a 16 x K row-major and b K x 8 column-major. Fragments, with g = lane / 4, t =
-// lane % 4 and P = K / 8 elements to a register, lowest first: a[0] is row g, columns t * P ..., a[1] row g + 8, a[2] and a[3]
-// the same K / 2 columns on; b[0] is column g, rows t * P ..., b[1] the same K / 2 rows on; d[0], d[1] are row g,
-// columns 2 * t and 2 * t + 1, d[2], d[3] row g + 8.
+// lane % 4 and P = K / 8 elements to a register, lowest first: a[0] is row g, columns t * P ..., a[1] row g + 8, a[2]
+// and a[3] the same K / 2 columns on; b[0] is column g, rows t * P ..., b[1] the same K / 2 rows on; d[0], d[1] are
+// row g, columns 2 * t and 2 * t + 1, d[2], d[3] row g + 8.
 #define SLIPWAY_MMA(instruction, constraint)                                                                 \
   asm volatile(instruction " {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"                        \
                : constraint(d[0]), constraint(d[1]), constraint(d[2]), constraint(d[3])                      \
