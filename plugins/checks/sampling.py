@@ -27,6 +27,7 @@ LOGITS = (
     "some_finite",
     "huge",
     "rising",
+    "spike",
 )
 UNUSABLE = ("nan", "infinite", "nothing")
 
@@ -83,6 +84,8 @@ def row_of(kind: str, vocab: int, generator: torch.Generator) -> Tensor:
         return 2 * noise + 14 * (torch.rand(vocab, generator=generator) < 20 / vocab)
     if kind == "few_values":
         return torch.round(noise)
+    if kind == "spike":  # one token against the sum of many small ones
+        return (0.02 * noise).index_fill(0, torch.tensor(vocab // 3), math.log(vocab))
     if kind == "rising":
         return torch.linspace(-6, 6, vocab)
     if kind == "equal":
@@ -195,6 +198,9 @@ def _quick_setups() -> Iterator[Setup]:
     yield Setup("unusable", 70, batch=4, logits=(*UNUSABLE, "normal"), filters=FILTERS[:3], top=2)
     yield Setup("penalties", 500, batch=5, penalties=True, slots=True, mask=True, bias=4, padding=3)
     yield Setup("log_probs", 1100, batch=3, logits=("normal", "few_values"), top=5)
+    sharp = ({"top_k": 2}, {"top_k": 3}, {"top_k": 7}, {"top_p": 0.02}, {"top_k": 64, "top_p": 0.1})
+    yield Setup("sharp", 301, batch=20, logits=("flat",), filters=sharp)  # one token more or less is seen
+    yield Setup("small_weights", 2100, batch=4, logits=("spike",), filters=({"top_p": 0.9}, {"top_p": 0.7}))
     yield Setup("spread", 4099, batch=1, filters=({"top_k": 40, "top_p": 0.9},))
     yield Setup("spread_bins", 4099, batch=2, filters=({"top_p": 0.7}, {}), logits=("rising", "normal"))
 

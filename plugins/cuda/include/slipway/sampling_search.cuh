@@ -121,13 +121,12 @@ struct DigitRun {
 // Finds where the running count or weight of elements in order of their keys reaches `target` (1 to the whole measure),
 // in four passes over eight bits of the key each. visit(f) calls f(key, weight) for the elements that the calling
 // thread holds, the same ones each time. Called by all threads of a block, which must be whole warps; all get the
-// result. Begins with a barrier.
+// result. What they wrote before to shared memory, all may read in visit.
 template <Measure kMeasure, class Visit>
 __device__ Found radix_search(SearchMemory* memory, u64 target, Visit visit) {
   const Sums weights(memory->weight, kDigits);
   Found found = {0, 0, 0, 0};
   for (int shift = 24; shift >= 0; shift -= 8) {
-    __syncthreads();  // everyone has read the last pass's result
     weights.start([](int) { return u64(0); });
     for (int i = int(threadIdx.x); i < kDigits; i += int(blockDim.x)) memory->count[i] = 0;
     __syncthreads();

@@ -23,7 +23,7 @@ FAULTS = [
     Fault("a distance of -0", WEIGHT, "temperature)) & 0x7fffffffu;", "temperature));"),
     Fault("no barrier after digits are cleared", SEARCH, "    __syncthreads();\n    DigitRun run", "    DigitRun run"),
     Fault("no barrier before digits are read", SEARCH, "    run.flush();\n    __syncthreads();\n", "    run.flush();\n"),
-    Fault("no barrier before digits are cleared again", SEARCH, "    __syncthreads();  // everyone", "    // everyone"),
+    Fault("no barrier before the result is read", SEARCH, "    __syncthreads();\n    found = memory->found;", "    found = memory->found;"),
     Fault("the last run is not added", SEARCH, "    run.flush();\n", ""),
     Fault("a carry is lost", SEARCH, "(before + own < own ? 1 : 0)", "0u"),
     Fault("the target of the first pass in all", SEARCH, "target - (kMeasure == Measure::kCount ? u64(found.count_less) : found.weight_less)", "target"),
