@@ -198,7 +198,13 @@ def _quick_setups() -> Iterator[Setup]:
     yield Setup("unusable", 70, batch=4, logits=(*UNUSABLE, "normal"), filters=FILTERS[:3], top=2)
     yield Setup("penalties", 500, batch=5, penalties=True, slots=True, mask=True, bias=4, padding=3)
     yield Setup("log_probs", 1100, batch=3, logits=("normal", "few_values"), top=5)
-    sharp = ({"top_k": 2}, {"top_k": 3}, {"top_k": 7}, {"top_p": 0.02}, {"top_k": 64, "top_p": 0.1})
+    sharp: tuple[dict[str, float], ...] = (
+        {"top_k": 2},
+        {"top_k": 3},
+        {"top_k": 7},
+        {"top_p": 0.02},
+        {"top_k": 64, "top_p": 0.1},
+    )
     yield Setup("sharp", 301, batch=20, logits=("flat",), filters=sharp)  # one token more or less is seen
     yield Setup("small_weights", 2100, batch=4, logits=("spike",), filters=({"top_p": 0.9}, {"top_p": 0.7}))
     yield Setup("spread", 4099, batch=1, filters=({"top_k": 40, "top_p": 0.9},))
