@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from plugins.cuda.emulated import ENVIRONMENT, Build
+from plugins.cuda.emulated import ENVIRONMENT, FLAGS, Build
 
 SOURCE = Path(__file__).parent / "sm90_primitives.cu"
 
@@ -42,7 +42,7 @@ WORDS = {
 def results(flavour: str, seed: int, *names: str) -> dict[str, str]:
     """What came of the checks, by name; of all when none is named. A sanitizer's report is the last one's result."""
     run = subprocess.run(
-        [str(Build(flavour, ()).program(SOURCE)), str(seed), *names],
+        [str(Build(flavour, (), flags=(*FLAGS, "-O0")).program(SOURCE)), str(seed), *names],
         capture_output=True,
         text=True,
         errors="replace",
