@@ -85,7 +85,7 @@ def row_of(kind: str, vocab: int, generator: torch.Generator) -> Tensor:
     if kind == "few_values":
         return torch.round(noise)
     if kind == "spike":  # one token against the sum of many small ones
-        return (0.02 * noise).index_fill(0, torch.tensor(vocab // 3), math.log(vocab))
+        return (0.02 * noise).index_fill(0, torch.tensor(vocab // 3), math.log(vocab) - 1)
     if kind == "rising":
         return torch.linspace(-6, 6, vocab)
     if kind == "equal":
@@ -152,9 +152,13 @@ def inputs_of(setup: Setup, seed: int) -> dict[str, Tensor]:
         ids = torch.randint(0, vocab, (batch, setup.bias), generator=generator, dtype=torch.int32)
         ids[1::3] = -1  # rows without
         if setup.bias > 2:
-            ids[0, -2] = -1  # the last one is beyond the end of the list
+            ids[
+                0, -2
+            ] = -1  # the last one is beyond the end of the list, and would rule out the likeliest token
+            ids[0, -1] = int(logits[0].argmax())
         tensors["bias_ids"] = ids
         tensors["bias_values"] = 6 * torch.randn(batch, setup.bias, generator=generator)
+        tensors["bias_values"][0, -1] = -50.0
     return tensors
 
 
