@@ -204,13 +204,15 @@ def _quick_setups() -> Iterator[Setup]:
     yield Setup("log_probs", 1100, batch=3, logits=("normal", "few_values"), top=5)
     sharp: tuple[dict[str, float], ...] = (
         {"top_k": 2},
-        {"top_k": 3},
         {"top_k": 7},
+        {"top_k": 100},
         {"top_p": 0.02},
-        {"top_k": 64, "top_p": 0.1},
+        {"top_k": 50, "min_p": 0.99},
     )
     yield Setup("sharp", 301, batch=20, logits=("flat",), filters=sharp)  # one token more or less is seen
-    yield Setup("small_weights", 2100, batch=4, logits=("spike",), filters=({"top_p": 0.9}, {"top_p": 0.7}))
+    ties: tuple[dict[str, float], ...] = ({"top_k": 9}, {"top_k": 20}, {"top_p": 0.3})
+    yield Setup("ties", 301, batch=15, logits=("few_values",), filters=ties)
+    yield Setup("small_weights", 2100, batch=6, logits=("spike",), filters=({"top_p": 0.9}, {"top_p": 0.7}))
     yield Setup("spread", 4099, batch=1, filters=({"top_k": 40, "top_p": 0.9},))
     yield Setup("spread_bins", 4099, batch=2, filters=({"top_p": 0.7}, {}), logits=("rising", "normal"))
 

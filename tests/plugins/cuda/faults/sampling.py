@@ -59,7 +59,7 @@ FAULTS = [
     Fault("the last bin in question is left out", PLAN, "bin <= plan.last_bin && lists", "bin < plan.last_bin && lists"),
     Fault("no barrier before the plan is read", PLAN, "  __syncthreads();\n  const RowPlan plan = *shared;", "  const RowPlan plan = *shared;"),
     Fault("no barrier before bins are added", PLAN, "weights.add(plan.bins, far_weight);\n  __syncthreads();", "weights.add(plan.bins, far_weight);"),
-    Fault("nothing is written for segments", PLAN, "      if (lane_index() == 0) w.segment_weight[int64_t(row) * d.segments + segment] = 0;\n", ""),
+    Fault("segments of the top-k begin with a weight", PLAN, "segment] = 0;", "segment] = 1ull << kWeightBits;"),
     Fault("a nucleus of nothing", PLAN, "max(needed, u64(1))", "needed"),
     Fault("all equals are among the top-k", RESOLVE, "    if (f.top_p >= 1.0f && same < found.count_same) kept.index = last_of_equals(memory, found.key, same, tokens);\n", ""),
     Fault("all equals are in the nucleus", RESOLVE, "    if (same < found.count_same) kept.index", "    if (false) kept.index"),
