@@ -80,6 +80,7 @@ QUICK = (
     Step("rows of several tiles", ((100, 3), (70, 8)), heads=71, kv_heads=1),
     Step("partial results do not fit", ((1000, 1),) * 8, pool_tokens=1024),
     Step("a prefix longer than the past", ((128, 1), (130, 1)), shared=((0, 0), (0, 1000))),
+    Step("one chunk takes no slot", ((640, 1), (640, 1), *((9, 1),) * 18), pool_tokens=640),
     Step("a window and a prefix", ((300, 1), (310, 1)), window=100, shared=((0, 0), (0, 256))),
     Step("the first of many has the shortest prefix", ((130, 1), *((300, 1),) * 32), chunk=128,
          shared=((0, 0), *((0, 256),) * 32)),
