@@ -11,7 +11,8 @@ from torch import Tensor
 from .library import DTYPES, Description, TensorDescription
 
 _AXIS = re.compile(r"(?:(?P<factor>\d+)\*)?(?P<symbol>[a-z_]\w*)(?:/(?P<divisor>\d+))?(?:\+(?P<offset>\d+))?")
-_DTYPES_BY_NAME = {str(dtype).removeprefix("torch.").replace("_e4m3fn", "e4m3fn"): dtype for dtype in DTYPES}
+DTYPES_BY_NAME = {str(dtype).removeprefix("torch.").replace("_e4m3fn", "e4m3fn"): dtype for dtype in DTYPES}
+"""dtypes by the names that descriptions use."""
 
 
 def can_be_made(description: Description) -> bool:
@@ -45,9 +46,9 @@ def new_outputs(description: Description, tensors: Mapping[str, Tensor]) -> dict
     like = next(tensors[p.name] for p in description.tensors if p.name in tensors)
 
     def dtype(kind: str) -> torch.dtype:
-        if kind in types or kind in _DTYPES_BY_NAME:
-            return types.get(kind) or _DTYPES_BY_NAME[kind]
-        allowed = [_DTYPES_BY_NAME[name] for name in description.types[kind]]
+        if kind in types or kind in DTYPES_BY_NAME:
+            return types.get(kind) or DTYPES_BY_NAME[kind]
+        allowed = [DTYPES_BY_NAME[name] for name in description.types[kind]]
         return like.dtype if like.dtype in allowed else allowed[0]
 
     return {

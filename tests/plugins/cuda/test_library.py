@@ -17,6 +17,7 @@ from plugins.cuda.build import Build
 from plugins.cuda.case import Scale
 from plugins.cuda.library import CUDA, Library
 from plugins.cuda.results import Gpu, Results, SanitizerReport
+from plugins.cuda.shapes import DTYPES_BY_NAME
 from plugins.cuda.units import all_units, operators_of
 
 OPERATORS = sorted(name for unit in all_units() for name in operators_of(unit))
@@ -36,7 +37,7 @@ def test_descriptions_need_no_driver(kernels: Build) -> None:
         description = library.describe(operator)
         assert description.name == operator
         assert description.tensors
-        known = {*description.types, "float32", "int32", "int64", "uint8", "int8", "bool", "uint32", "uint64"}
+        known = {*description.types, *DTYPES_BY_NAME}
         assert {t.type for t in description.tensors} <= known
         assert all(a.min <= a.default <= a.max for a in description.attributes)
 
@@ -87,7 +88,9 @@ def test_forms_are_of_operators_and_their_tests_exist() -> None:
 def test_cases_of_every_form_are_among_those_of_a_gpu() -> None:
     """Else the ledger would say "never run" for ever. Names alone: the cases themselves take minutes to make."""
     names = {
-        "flash_attention": [setup.name for setup in flash_attention.setups(Scale.FULL)],
+        "flash_attention": [
+            setup.name + form for setup in flash_attention.setups(Scale.FULL) for form in ("", " form=1")
+        ],
         "paged_attention": [setup.name for setup in (*paged_attention.SMALL, *paged_attention.full())],
         "weight_only_gemm": [setup.name for setup in weight_only_gemm.full_setups()],
     }
