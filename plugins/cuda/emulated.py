@@ -240,9 +240,9 @@ def _decoded(cases: Sequence[Case], descriptions: dict[str, Description], data: 
             if before is None:
                 continue
             count = spanned(before).numel()
-            raw = torch.frombuffer(bytearray(data[at : at + count]), dtype=torch.uint8) if count else None
-            if raw is not None and raw.numel() < count:
+            if len(data) < at + count:
                 return outcomes
+            raw = torch.frombuffer(bytearray(data[at : at + count]), dtype=torch.uint8) if count else None
             tensors[parameter.name] = (
                 raw.view(before.dtype).as_strided(before.shape, before.stride())
                 if raw is not None

@@ -18,11 +18,12 @@ LAUNCHER = "csrc/flash_attention_sm90.cu"
 
 
 def cases() -> list[Case]:
-    """Rings that wrap, tiles that a sequence ends in, both kinds of consumers, two panels, columns that are padding."""
+    """Rings that wrap, tiles that a sequence ends in, both kinds of consumers, two panels, columns that are padding, a window
+    that begins in one tile for some rows of a warp and in the next for others."""
     setups = (
         Setup((200, 20), (530, 70), causal=True, padding=3, form=2),
         Setup((30,), (300,), heads=4, kv_heads=2, softcap=2.0, alibi=True, bias="hq", sink=True, form=2),
-        Setup((20, 9), (280, 0), heads=1, head_dim=128, value_dim=72, window_left=200, form=2),
+        Setup((20, 9), (280, 0), heads=1, head_dim=128, value_dim=72, window_left=140, form=2),
     )
     return [case_of(setup, seed=number) for number, setup in enumerate(setups)]
 
