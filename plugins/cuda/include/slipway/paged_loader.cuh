@@ -136,18 +136,18 @@ class PagedLoader {
     for (int pass = 0; pass < kPasses; pass++) {
       const int r = row(thread, pass), key = key_ + r, block = blocks_[pass / kPassesABlock];
       const bool valid = key >= item_begin_ && key < item_end_ && block >= 0;
-      const int64_t slot = (int64_t(block) << p_.block_shift) + (key & in_block);
-      const int64_t head_row = valid ? slot * p_.limits.kv_heads + kv_head_ : 0;
+      const int64_t slot = valid ? (int64_t(block) << p_.block_shift) + (key & in_block) : 0;
+      const int64_t head_row = slot * p_.limits.kv_heads + kv_head_;
       copy_chunk(stage.keys + Layout::at(r, chunk), p_.key_cache, head_row, column, p_.key_dim, valid);
       copy_chunk(stage.values + Layout::at(r, chunk), p_.value_cache, head_row, column, p_.value_dim, valid);
     }
     if (Kind != PoolKind::k16Bit && p_.token_scales && thread < 2 * kKeys) {
       const int r = thread % kKeys, key = key_ + r;
       const bool valid = key >= item_begin_ && key < item_end_ && scale_block_ >= 0, of_keys = thread < kKeys;
-      const int64_t slot = (int64_t(scale_block_) << p_.block_shift) + (key & in_block);
+      const int64_t slot = valid ? (int64_t(scale_block_) << p_.block_shift) + (key & in_block) : 0;
       const float* from = of_keys ? p_.key_scale : p_.value_scale;
       ptx::cp_async_small<4>((of_keys ? stage.key_scales : stage.value_scales) + r,
-                      from + (valid ? slot * p_.limits.kv_heads + kv_head_ : 0), valid);
+                             from + slot * p_.limits.kv_heads + kv_head_, valid);
     }
   }
 

@@ -71,7 +71,12 @@ FAULTS = [
         "/ kPlanKeys + kPlanItemCost",
     ),
     Fault("workers begin a unit late", KERNEL, "int((rest + cost - 1) / cost)", "int(rest / cost) + 1"),
-    Fault("the first item found for a worker", KERNEL, "<= target) low = middle;", "< target) low = middle;"),
+    Fault(
+        "a worker begins before its share",
+        KERNEL,
+        "(whole * w + workers - 1) / workers",
+        "whole * w / workers",
+    ),
     Fault(
         "sequences not described when they are counted",
         KERNEL,

@@ -59,8 +59,8 @@ FAULTS = [
     Fault(
         "key head 0",
         LOADER,
-        "head_row = valid ? slot * p_.limits.kv_heads + kv_head_ : 0",
-        "head_row = valid ? slot * p_.limits.kv_heads : 0",
+        "head_row = slot * p_.limits.kv_heads + kv_head_;",
+        "head_row = slot * p_.limits.kv_heads;",
     ),
     Fault("another sequence's blocks", LOADER, "int64_t(item.sequence) * p_.max_blocks", "0"),
     Fault(

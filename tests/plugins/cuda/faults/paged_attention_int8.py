@@ -42,8 +42,8 @@ FAULTS = [
     Fault(
         "scales of the first head",
         LOADER,
-        "from + (valid ? slot * p_.limits.kv_heads + kv_head_ : 0)",
-        "from + (valid ? slot * p_.limits.kv_heads : 0)",
+        "from + slot * p_.limits.kv_heads + kv_head_, valid",
+        "from + slot * p_.limits.kv_heads, valid",
     ),
     Fault(
         "scales of the block before",
