@@ -13,13 +13,13 @@ COMPUTE_CAPABILITY = 90
 
 KERNEL = "include/slipway/flash_attention_sm90.cuh"
 ORDER = "include/slipway/work_order.cuh"
-MAP = "include/slipway/tensor_map.cuh"
 LAUNCHER = "csrc/flash_attention_sm90.cu"
 
 
 def cases() -> list[Case]:
-    """Rings that wrap, tiles that a sequence ends in, both kinds of consumers, two panels, columns that are padding, a window
-    that begins in one tile for some rows of a warp and in the next for others."""
+    """Rings that wrap, tiles that a sequence ends in, both kinds of consumers, two panels, columns that are padding,
+    a window that begins in one tile for some rows of a warp and in the next for others.
+    """
     setups = (
         Setup((200, 20), (530, 70), causal=True, padding=3, form=2),
         Setup((30,), (300,), heads=4, kv_heads=2, softcap=2.0, alibi=True, bias="hq", sink=True, form=2),
