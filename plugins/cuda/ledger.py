@@ -64,6 +64,7 @@ FORMS = (
     Form("paged_attention", "E4M3 pools, every chip", _PAGED, cases="pool=float8"),
     Form("paged_attention", "shared prefixes (cascade), every chip", _PAGED, cases="shared="),
     Form("rms_norm", SINGLE_FORM, _NORMS),
+    Form("token_counts", SINGLE_FORM, "tests/plugins/cuda/test_sampling.py"),
     Form("weight_only_gemm", "int4, every chip", _GEMM, cases="^int4"),
     Form("weight_only_gemm", "int8, every chip", _GEMM, cases="^int8"),
     Form("weight_only_gemm", "E4M3, every chip", _GEMM, cases="^e4m3"),
