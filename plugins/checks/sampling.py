@@ -151,14 +151,15 @@ def inputs_of(setup: Setup, seed: int) -> dict[str, Tensor]:
     if setup.bias:
         ids = torch.randint(0, vocab, (batch, setup.bias), generator=generator, dtype=torch.int32)
         ids[1::3] = -1  # rows without
-        if setup.bias > 2:
-            ids[
-                0, -2
-            ] = -1  # the last one is beyond the end of the list, and would rule out the likeliest token
-            ids[0, -1] = int(logits[0].argmax())
+        beyond_end = setup.bias > 2
+        if beyond_end:  # the last one comes after the list's end, and would decide
+            ids[0, -2] = -1
+            ids[0, -1] = 3
         tensors["bias_ids"] = ids
-        tensors["bias_values"] = 6 * torch.randn(batch, setup.bias, generator=generator)
-        tensors["bias_values"][0, -1] = -50.0
+        values = 6 * torch.randn(batch, setup.bias, generator=generator)
+        if beyond_end:
+            values[0, -1] = 50.0
+        tensors["bias_values"] = values
     return tensors
 
 
@@ -201,16 +202,16 @@ def _quick_setups() -> Iterator[Setup]:
     yield Setup("overflow", 2100, batch=4, logits=("equal", "flat", "two_ties"), filters=FILTERS[3:8])
     yield Setup("unusable", 70, batch=4, logits=(*UNUSABLE, "normal"), filters=FILTERS[:3], top=2)
     yield Setup("penalties", 500, batch=5, penalties=True, slots=True, mask=True, bias=4, padding=3)
-    yield Setup("log_probs", 1100, batch=3, logits=("normal", "few_values"), top=5)
+    yield Setup("log_probs", 1100, batch=3, logits=("normal", "few_values", "equal"), top=5)
     sharp: tuple[dict[str, float], ...] = (
         {"top_k": 2},
         {"top_k": 7},
         {"top_k": 100},
         {"top_p": 0.02},
-        {"top_k": 50, "min_p": 0.99},
+        {"top_k": 20, "min_p": 0.99},
     )
     yield Setup("sharp", 301, batch=20, logits=("flat",), filters=sharp)  # one token more or less is seen
-    ties: tuple[dict[str, float], ...] = ({"top_k": 9}, {"top_k": 20}, {"top_p": 0.3})
+    ties: tuple[dict[str, float], ...] = ({"top_k": 9}, {"top_k": 20}, {"top_p": 0.15})
     yield Setup("ties", 301, batch=15, logits=("few_values",), filters=ties)
     yield Setup("small_weights", 2100, batch=6, logits=("spike",), filters=({"top_p": 0.9}, {"top_p": 0.7}))
     yield Setup("spread", 4099, batch=1, filters=({"top_k": 40, "top_p": 0.9},))

@@ -44,14 +44,13 @@ struct InQuestion {
   uint2* list;  // in shared memory
   int listed;   // -1: not whole
 
-  // Called by all threads of a block; ends with a barrier.
+  // Called by all threads of a block. The list is there after their next barrier, which radix_search has.
   __device__ InQuestion(const Rows& p, const Division& d, const Workspace& w, const RowPlan& plan, int row,
                         FinishMemory* memory)
       : reader(p, w.adjusted, row), plan(plan), segments(d.segments), list(memory->list),
         listed(plan.in_question <= u64(d.capacity) ? int(plan.in_question) : -1) {
     for (int i = int(threadIdx.x); i < listed; i += int(blockDim.x))
       list[i] = w.candidates[int64_t(row) * d.capacity + i];
-    __syncthreads();
   }
 
   // f(key, index) for those of the calling thread. Called by all threads of the block.

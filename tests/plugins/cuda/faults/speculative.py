@@ -25,7 +25,6 @@ FAULTS = [
     Fault("probabilities of the first draft", KERNEL, "(int64_t(request) * s.drafts + place) * p.vocab", "int64_t(request) * s.drafts * p.vocab"),
     Fault("greedy accepts all", KERNEL, "      if (draft != target.largest_index) break;\n", ""),
     Fault("no draft is a draft", KERNEL, "draft < 0 || draft >= p.vocab || ", ""),
-    Fault("unusable rows are taken", KERNEL, " || target.state == RowState::kUnusable) break;", ") break;"),
     Fault("the token of the first row", KERNEL, "const Target target = s.targets[first_row + place];\n  int token", "const Target target = s.targets[first_row];\n  int token"),
     Fault("drafts beyond the end are written", KERNEL, "i < place ? drafts[i] : -1", "drafts[i < s.drafts ? i : 0]"),
     Fault("one draft too many counts", KERNEL, "s.accepted[request] = place;", "s.accepted[request] = place + 1;"),
