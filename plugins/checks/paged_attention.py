@@ -216,7 +216,9 @@ def case_of(setup: Setup, random: torch.Generator, label: str = "") -> Case:
     slots, old_slots, positions = [], [], []
     for row, (past, new) in enumerate(setup.sequences):
         first = setup.shared[row][1] if setup.shared and setup.shared[row][0] != row else 0
-        old = range(first, past)  # of a shared prefix the leader's rows are enough
+        if setup.window >= 0 and new > 0:
+            first = max(first, past + 1 - setup.window)
+        old = range(min(first, past), past)  # of a shared prefix the leader's rows are enough
         old_slots.append(slots_of(table, setup.block_size, row, old))
         slots.append(slots_of(table, setup.block_size, row, range(past, past + new)))
         positions += list(range(past, past + new))
