@@ -32,7 +32,12 @@ FAULTS = [
         "head_row, column, p_.value_dim, valid",
         "head_row, column, p_.key_dim, valid",
     ),
-    Fault("rows of 8 more bytes", LOADER, "inside = valid && column + half < columns", "inside = valid"),
+    Fault(
+        "the first 8 bytes twice",
+        LOADER,
+        "from + (inside ? column + half : 0)",
+        "from + (inside ? column : 0)",
+    ),
     Fault(
         "key scales for values",
         LOADER,
