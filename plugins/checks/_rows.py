@@ -31,7 +31,7 @@ def decided(results: Tensor, scale: Tensor, dtype: torch.dtype, uncertainty: flo
     magnitude = results.double().abs()
     moved = magnitude * uncertainty + magnitude.amax(dim=1, keepdim=True) * UNCERTAINTY_OF_SUMS
     codes = [quantize(results.double() + sign * moved, scale, dtype).view(torch.int8) for sign in (-1.0, 1.0)]
-    return codes[0] == codes[1]
+    return (codes[0] == codes[1]) | (results == 0)  # a zero has no neighbours: its code, 0 or -0, is certain
 
 
 def scale_of(results: Tensor, dtype: torch.dtype, own: bool) -> Tensor:

@@ -120,8 +120,8 @@ def quick_setups() -> Iterator[Setup]:
     residual = replace(base, skip=True, sum=True)
     for setup in (
         replace(residual, hidden=72, rows=17, bias=True, weight_offset=1.0, float_weight=True),
-        replace(base, hidden=100, rows=5, out=torch.int8, own_scale=True),
-        replace(residual, hidden=1032, rows=14, out=torch.float8_e4m3fn, own_scale=True),
+        replace(base, hidden=100, rows=5, out=torch.float8_e4m3fn, own_scale=True),
+        replace(residual, hidden=1032, rows=14, out=torch.int8, own_scale=True),
         replace(residual, hidden=1096, rows=14),
         replace(residual, hidden=1100, rows=3, bias=True),
         replace(base, rows=MANY_ROWS, hidden=8, out=torch.int8),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from plugins.checks import paged_attention as checks
-from plugins.checks.paged_attention import BFLOAT, E4M3, INT8, Setup, alone, case_of, companies_of
+from plugins.checks._paged_attention import BFLOAT, E4M3, INT8, Setup, alone, case_of, companies_of
 from plugins.cuda.case import Case, Scale, raw_bytes
 from plugins.cuda.company import differences
 from plugins.cuda.emulated import Build, check, run
