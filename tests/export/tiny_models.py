@@ -36,7 +36,7 @@ def sharpened(model: Any) -> Any:
     for name, parameter in model.named_parameters():
         if parameter.dim() == 2:
             parameter.normal_(0.0, 2.0 / parameter.shape[1] ** 0.5)
-        elif "norm" not in name.lower():
+        elif not any(norm in name.lower() for norm in ("norm", "ln_")):
             parameter.normal_(0.0, 0.1)
     return model
 
