@@ -18,7 +18,6 @@ struct Call {
 
 Call call_of(const Arguments& a, void* memory) {
   Call c;
-  Rows& p = c.rows;
   const int64_t batch = a.dim("batch"), vocab = a.dim("vocab");
   c.division = divide(batch, vocab);
   c.log_probs = a.has("token_log_prob") || a.has("top_ids") || a.has("top_log_probs");
@@ -28,26 +27,21 @@ Call call_of(const Arguments& a, void* memory) {
   if (c.log_probs) c.log_prob_workspace = take_workspace(parts, c.division, batch, vocab, false);
   c.bytes = parts.bytes();
 
-  p.logits = a.data<const void>("logits"), p.row_stride = a.stride("logits", 0);
-  p.rows = int(batch), p.vocab = int(vocab);
-  p.temperature = a.data<const float>("temperature"), p.top_k = a.data<const int32_t>("top_k");
-  p.top_p = a.data<const float>("top_p"), p.min_p = a.data<const float>("min_p");
+  Rows& p = c.rows;
+  p = rows_of(a, batch);
+  p.row_stride = a.stride("logits", 0);
   p.repetition_penalty = a.data<const float>("repetition_penalty");
   p.frequency_penalty = a.data<const float>("frequency_penalty");
   p.presence_penalty = a.data<const float>("presence_penalty");
   p.token_counts = a.data<int16_t>("token_counts"), p.count_slots = a.data<const int32_t>("count_slots");
   p.slots = int(a.dim("slots"));
-  p.allowed = a.data<const uint32_t>("allowed_tokens");
   p.bias_ids = a.data<const int32_t>("bias_ids"), p.bias_values = a.data<const float>("bias_values");
   p.bias_length = int(a.dim("biases"));
   return c;
 }
 
 void check(const Arguments& a) {
-  const auto words = static_cast<long long>((a.dim("vocab") + 31) / 32);
-  require(!a.has("allowed_tokens") || a.dim("mask_words") == words,
-          "allowed_tokens has %lld words a row; a vocabulary of %lld takes %lld",
-          static_cast<long long>(a.dim("mask_words")), static_cast<long long>(a.dim("vocab")), words);
+  check_allowed_tokens(a);
   require(a.has("bias_ids") == a.has("bias_values"), "bias_ids and bias_values must be given together");
   require(a.has("token_counts") || !a.has("count_slots"), "count_slots is given without token_counts");
   for (const char* penalty : {"repetition_penalty", "frequency_penalty", "presence_penalty"})

@@ -49,6 +49,23 @@ Workspace take_workspace(WorkspaceParts& parts, const Division& d, int64_t rows,
   return w;
 }
 
+void check_allowed_tokens(const Arguments& a) {
+  const int64_t vocab = a.dim("vocab"), words = (vocab + 31) / 32;
+  require(!a.has("allowed_tokens") || a.dim("mask_words") == words,
+          "allowed_tokens has %lld words a row; a vocabulary of %lld takes %lld",
+          static_cast<long long>(a.dim("mask_words")), static_cast<long long>(vocab), static_cast<long long>(words));
+}
+
+Rows rows_of(const Arguments& a, int64_t rows) {
+  Rows p;
+  p.rows = int(rows), p.vocab = int(a.dim("vocab"));
+  p.logits = a.data<const void>("logits"), p.row_stride = p.vocab;
+  p.temperature = a.data<const float>("temperature"), p.top_k = a.data<const int32_t>("top_k");
+  p.top_p = a.data<const float>("top_p"), p.min_p = a.data<const float>("min_p");
+  p.allowed = a.data<const uint32_t>("allowed_tokens");
+  return p;
+}
+
 void launch_distribution(const Rows& p, const Division& d, const Workspace& w, DType logits_type, void* stream) {
   dispatch_float(logits_type, [&](auto tag) {
     using T = typename decltype(tag)::type;

@@ -25,28 +25,18 @@ Call call_of(const Arguments& a, void* memory) {
   c.targets = parts.take<Target>(rows);
   c.bytes = parts.bytes();
   Rows& p = c.rows;
-  p.logits = a.data<const void>("logits"), p.row_stride = vocab;
-  p.rows = int(rows), p.vocab = int(vocab), p.rows_per_request = int(a.dim("drafts")) + 1;
-  p.temperature = a.data<const float>("temperature"), p.top_k = a.data<const int32_t>("top_k");
-  p.top_p = a.data<const float>("top_p"), p.min_p = a.data<const float>("min_p");
-  p.allowed = a.data<const uint32_t>("allowed_tokens");
+  p = rows_of(a, rows);
+  p.rows_per_request = int(a.dim("drafts")) + 1;
   return c;
 }
 
-void check(const Arguments& a) {
-  const auto words = static_cast<long long>((a.dim("vocab") + 31) / 32);
-  require(!a.has("allowed_tokens") || a.dim("mask_words") == words,
-          "allowed_tokens has %lld words a row; a vocabulary of %lld takes %lld",
-          static_cast<long long>(a.dim("mask_words")), static_cast<long long>(a.dim("vocab")), words);
-}
-
 int64_t workspace(const Arguments& a) {
-  check(a);
+  check_allowed_tokens(a);
   return call_of(a, nullptr).bytes;
 }
 
 void run(const Arguments& a, void* memory, void* stream) {
-  check(a);
+  check_allowed_tokens(a);
   const Call c = call_of(a, memory);
   const Rows& p = c.rows;
   if (p.rows == 0) return;

@@ -77,6 +77,6 @@ FAULTS = [
     Fault("equals have one rank", KERNEL, "m->key[j] < m->key[i] || (m->key[j] == m->key[i] && m->index[j] < m->index[i])", "m->key[j] < m->key[i]"),
     Fault("all equals are listed", KERNEL, "key == found.key && index > last", "key == found.key && index > kMaxVocab"),
     Fault("log-probabilities of largest 0", KERNEL, "double(plan.largest) + log(", "log("),
-    Fault("rows lie close", LAUNCHER, 'p.row_stride = a.stride("logits", 0)', "p.row_stride = vocab"),
+    Fault("rows lie close", LAUNCHER, 'p.row_stride = a.stride("logits", 0)', "p.row_stride = p.vocab"),
     Fault("log-probabilities of adjusted logits", LAUNCHER, "raw.logits = p.logits", "raw = p, raw.logits = p.logits"),
 ]  # fmt: skip

@@ -8,6 +8,7 @@ DEFINES = ("SLIPWAY_ONLY_FLOAT16",)
 
 KERNEL = "include/slipway/speculative.cuh"
 LAUNCHER = "csrc/speculative.cu"
+ROWS = "csrc/sampling_distribution.cu"
 
 FAULTS = [
     Fault("accepted by the number that draws", KERNEL, "words(place).word[1]", "words(place).word[0]"),
@@ -31,6 +32,6 @@ FAULTS = [
     Fault("no barrier between sums and draw", KERNEL, "      __syncthreads();\n      total =", "      total ="),
     Fault("a warp's segment is the next one", KERNEL, "if (lane_index() == 0) segment_sum[segment] = weight;", "if (lane_index() == 0) segment_sum[d.segments - 1 - segment] = weight;"),
     Fault("rows have parameters of their own", LAUNCHER, 'p.rows_per_request = int(a.dim("drafts")) + 1;', "p.rows_per_request = 1;"),
-    Fault("masks are not looked at", LAUNCHER, 'p.allowed = a.data<const uint32_t>("allowed_tokens");', ""),
+    Fault("masks are not looked at", ROWS, 'p.allowed = a.data<const uint32_t>("allowed_tokens");', ""),
     Fault("rows without drafts' last", LAUNCHER, 'rows = a.dim("batch") * (a.dim("drafts") + 1);', 'rows = a.dim("batch") * a.dim("drafts");'),
 ]  # fmt: skip
