@@ -144,13 +144,45 @@ class Limits:
         return -(-self.max_length // self.block_size)
 
 
+HeadKind = Literal["embedding", "sequence_classification", "token_classification"]
+Activation = Literal["none", "softmax", "sigmoid"]
+
+
+@dataclass(frozen=True)
+class Head:
+    """What an encoder's graph ends in: pooled embeddings, or logits of `labels` for each text or each token.
+
+    `activation` makes scores of logits: softmax where one label holds, sigmoid where each may, none where the
+    logits themselves are the scores (regression; rerankers, which have one label).
+    """
+
+    kind: HeadKind = "embedding"
+    labels: tuple[str, ...] = ()
+    activation: Activation = "none"
+
+    @property
+    def output(self) -> str:
+        """The graph's output: `embedding` [batch, hidden], or `logits` [batch, labels] or [batch, length, labels]."""
+        return "embedding" if self.kind == "embedding" else "logits"
+
+    @property
+    def takes_pairs(self) -> bool:
+        """Whether a text may come with a second one, which it is judged together with."""
+        return self.kind == "sequence_classification"
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Head:
+        """The inverse of `dataclasses.asdict`. Raises TypeError when fields are missing or unknown."""
+        return cls(**{**data, "labels": tuple(data.get("labels", ()))})
+
+
 @dataclass(frozen=True)
 class EngineSpec:
     """The `engine` section of a compiled engine's manifest: all that the runtime needs to know to run it.
 
     `graph` and `plugin` are paths relative to the engine's folder. `threads` 0 means all cores. `features`
     names what the engine has beyond the plain contract (none yet). Decoders have `kv` and `limits`; encoders
-    have `hidden_size`, and `max_length` in tokens.
+    have `head`, `max_length` in tokens, and, where they give embeddings, `hidden_size`.
     """
 
     kind: Literal["decoder", "encoder"]
@@ -168,6 +200,7 @@ class EngineSpec:
     hidden_size: int | None = None
     encoder_inputs: tuple[str, ...] = ()
     threads: int = 0
+    head: Head = Head()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` reads them back."""
@@ -182,6 +215,7 @@ class EngineSpec:
             values["limits"] = Limits(**values["limits"]) if values.get("limits") else None
             for name in ("end_token_ids", "features", "encoder_inputs"):
                 values[name] = tuple(values.get(name, ()))
+            values["head"] = Head.from_dict(values.get("head", {}))
             return cls(**values)
         except (TypeError, KeyError) as error:
             raise BadInput(

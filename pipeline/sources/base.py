@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+
+from model_repo.runtime.contract import Head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,6 +36,8 @@ class Source(ABC):
     """Encoders: what becomes the sentence's embedding."""
     normalize: bool
     """Encoders: whether embeddings are divided by their L2 norm."""
+    head: Head = field(default=Head(), kw_only=True)
+    """Encoders: what they give."""
 
     @abstractmethod
     def load(self) -> PreTrainedModel:

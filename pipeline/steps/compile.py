@@ -108,4 +108,5 @@ def engine_spec(context: BuildContext, facts: ModelFacts) -> EngineSpec:
         hidden_size=facts.hidden_size,
         encoder_inputs=facts.encoder_inputs,
         threads=recipe.target.threads,
+        head=facts.head,
     )

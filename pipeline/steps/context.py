@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from model_repo.runtime.contract import KVSpec
+from model_repo.runtime.contract import Head, KVSpec
 from model_repo.runtime.errors import BadInput
 from model_repo.runtime.manifest import Manifest
 from pipeline.disk import FIXED_BYTES, float32_bytes
@@ -38,6 +38,7 @@ class ModelFacts:
     kv: tuple[KVSpec, ...]
     encoder_inputs: tuple[str, ...]
     hidden_size: int | None
+    head: Head
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` reads them back."""
@@ -51,6 +52,7 @@ class ModelFacts:
             values["kv"] = tuple(KVSpec(**spec) for spec in values["kv"])
             for name in ("end_token_ids", "features", "encoder_inputs"):
                 values[name] = tuple(values[name])
+            values["head"] = Head.from_dict(values.get("head", {}))
             return cls(**values)
         except (KeyError, TypeError) as error:
             raise BadInput(

@@ -31,7 +31,8 @@ def export_module(recipe: dict[str, Any], graph: str, expected: str) -> dict[str
     )
     exported = export(source, settings.export)
     last = exported.model.graph.outputs[0].shape
-    hidden = last[-1] if last is not None and source.kind == "encoder" else None
+    embeds = source.kind == "encoder" and source.head.kind == "embedding"
+    hidden = last[-1] if last is not None and embeds else None
     facts = ModelFacts(
         name=source.name,
         kind=source.kind,
@@ -42,6 +43,7 @@ def export_module(recipe: dict[str, Any], graph: str, expected: str) -> dict[str
         kv=exported.kv,
         encoder_inputs=exported.encoder_inputs,
         hidden_size=hidden if isinstance(hidden, int) else None,
+        head=source.head,
     )
     saved = save_graph(exported.model, Path(graph))
     return {"facts": facts.to_dict(), "weights": [str(path) for path in saved.weights]}
