@@ -1,4 +1,4 @@
-"""The decoder and encoder contracts: what a compiled engine takes and gives, by name, dtype and shape.
+"""The contracts of decoders, encoders and other models: what a compiled engine takes and gives, by name, dtype, shape.
 
 Export, plugins, runtime and tests all read the contract from here. One decoder graph serves prefill and
 decode: the tokens of all sequences of a step lie packed, sequence after sequence. Standard library and
@@ -27,7 +27,21 @@ class TensorSpec:
     name: str
     dtype: str
     shape: tuple[Dim, ...]
-    meaning: str
+    meaning: str = ""
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TensorSpec:
+        """The inverse of `dataclasses.asdict`. Raises TypeError or KeyError when it does not fit."""
+        return cls(**{**data, "shape": tuple(data["shape"])})
+
+
+@dataclass(frozen=True)
+class AxisSpec:
+    """A size known only at run time, by name: least and most that the model takes (None: no bound)."""
+
+    name: str
+    least: int = 1
+    most: int | None = None
 
 
 STEP_INPUTS: tuple[TensorSpec, ...] = (
@@ -183,9 +197,14 @@ class EngineSpec:
     `graph` and `plugin` are paths relative to the engine's folder. `threads` 0 means all cores. `features`
     names what the engine has beyond the plain contract (none yet). Decoders have `kv` and `limits`; encoders
     have `head`, `max_length` in tokens, and, where they give embeddings, `hidden_size`.
+
+    Engines of kind `tensors` take and give named tensors: `inputs` and `outputs`, whose dimensions are sizes,
+    names of `axes`, or (outputs) other words for sizes that the values decide. `batched`: axis 0 of all of them
+    is the same one, and a row does not depend on the others, so that requests may be joined. They have no
+    tokens: `vocab_size` and `max_length` are 0.
     """
 
-    kind: Literal["decoder", "encoder"]
+    kind: Literal["decoder", "encoder", "tensors"]
     name: str
     target: str
     precision: str
@@ -201,6 +220,10 @@ class EngineSpec:
     encoder_inputs: tuple[str, ...] = ()
     threads: int = 0
     head: Head = Head()
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    axes: tuple[AxisSpec, ...] = ()
+    batched: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` reads them back."""
@@ -216,6 +239,9 @@ class EngineSpec:
             for name in ("end_token_ids", "features", "encoder_inputs"):
                 values[name] = tuple(values.get(name, ()))
             values["head"] = Head.from_dict(values.get("head", {}))
+            for name in ("inputs", "outputs"):
+                values[name] = tuple(TensorSpec.from_dict(spec) for spec in values.get(name, ()))
+            values["axes"] = tuple(AxisSpec(**axis) for axis in values.get("axes", ()))
             return cls(**values)
         except (TypeError, KeyError) as error:
             raise BadInput(

@@ -12,7 +12,7 @@ from model_repo.runtime.contract import Head
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Kind = Literal["decoder", "encoder"]
+Kind = Literal["decoder", "encoder", "tensors"]
 Pooling = Literal["mean", "cls"]
 
 

@@ -109,4 +109,8 @@ def engine_spec(context: BuildContext, facts: ModelFacts) -> EngineSpec:
         encoder_inputs=facts.encoder_inputs,
         threads=recipe.target.threads,
         head=facts.head,
+        inputs=facts.inputs,
+        outputs=facts.outputs,
+        axes=facts.axes,
+        batched=facts.batched,
     )

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from model_repo.runtime.contract import Head, KVSpec
+from model_repo.runtime.contract import AxisSpec, Head, KVSpec, TensorSpec
 from model_repo.runtime.errors import BadInput
 from model_repo.runtime.manifest import Manifest
 from pipeline.disk import FIXED_BYTES, float32_bytes
@@ -27,10 +27,13 @@ PARITY_CODE = ("pipeline/parity", "pipeline/graph.py", "calibration/data.py", "p
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the export learned about the model, kept in its manifest for the later stages."""
+    """What the export learned about the model, kept in its manifest for the later stages.
+
+    `inputs`, `outputs`, `axes` and `batched` as in `EngineSpec`; only the kind `tensors` has them.
+    """
 
     name: str
-    kind: Literal["decoder", "encoder"]
+    kind: Literal["decoder", "encoder", "tensors"]
     vocab_size: int
     max_length: int
     end_token_ids: tuple[int, ...]
@@ -39,6 +42,10 @@ class ModelFacts:
     encoder_inputs: tuple[str, ...]
     hidden_size: int | None
     head: Head
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    axes: tuple[AxisSpec, ...] = ()
+    batched: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` reads them back."""
@@ -53,6 +60,9 @@ class ModelFacts:
             for name in ("end_token_ids", "features", "encoder_inputs"):
                 values[name] = tuple(values[name])
             values["head"] = Head.from_dict(values.get("head", {}))
+            for name in ("inputs", "outputs"):
+                values[name] = tuple(TensorSpec.from_dict(spec) for spec in values.get(name, ()))
+            values["axes"] = tuple(AxisSpec(**axis) for axis in values.get("axes", ()))
             return cls(**values)
         except (KeyError, TypeError) as error:
             raise BadInput(

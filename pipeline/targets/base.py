@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from pipeline.recipe import TargetRecipe
 
-Kind = Literal["decoder", "encoder"]
+Kind = Literal["decoder", "encoder", "tensors"]
 
 
 @dataclass(frozen=True)
