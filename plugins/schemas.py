@@ -164,6 +164,47 @@ SKIP_RMS_NORMALIZATION = OperatorSchema(
     attributes=(Attribute("epsilon", "float", 1e-5, "added to the mean square"),),
 )
 
+SKIP_LAYER_NORMALIZATION = OperatorSchema(
+    name="SkipLayerNormalization",
+    meaning="sum = input + skip + input_bias; output = (sum - mean) / sqrt(variance + epsilon) * weight + bias, "
+    "over the last axis.",
+    inputs=(
+        Parameter("input", "T", "[..., hidden]", "one summand"),
+        Parameter(
+            "skip", "T", "[..., hidden]", "the other; the last axes of input, repeated along the others"
+        ),
+        Parameter("weight", "T", "[hidden]", "factor of each element"),
+        Parameter("bias", "T", "[hidden]", "added to the result", optional=True),
+        Parameter("input_bias", "T", "[hidden]", "added to the sum", optional=True),
+    ),
+    outputs=(
+        Parameter("output", "T", "[..., hidden]", "the normalized sum"),
+        Parameter("input_skip_sum", "T", "[..., hidden]", "input + skip + input_bias", optional=True),
+    ),
+    attributes=(Attribute("epsilon", "float", 1e-5, "added to the variance"),),
+)
+
+_TANH = Attribute("tanh", "int", 0, "1: gelu(x) = x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x ** 3)))")
+
+BIAS_GELU = OperatorSchema(
+    name="BiasGelu",
+    meaning="gelu(input + bias), where gelu(x) = x / 2 * (1 + erf(x / sqrt(2))).",
+    inputs=(
+        Parameter("input", "T", "[..., size]", "a product"),
+        Parameter("bias", "T", "[size]", "added to each row"),
+    ),
+    outputs=(Parameter("output", "T", "[..., size]", "the activation"),),
+    attributes=(_TANH,),
+)
+
+GEGLU = OperatorSchema(
+    name="GeGLU",
+    meaning="gelu(first half) * second half of the last axis, where gelu(x) = x / 2 * (1 + erf(x / sqrt(2))).",
+    inputs=(Parameter("gate_up", "T", "[..., 2 * intermediate]", "gate, then up"),),
+    outputs=(Parameter("output", "T", "[..., intermediate]", "the product"),),
+    attributes=(_TANH,),
+)
+
 SWIGLU = OperatorSchema(
     name="SwiGLU",
     meaning="silu(first half) * second half of the last axis, where silu(x) = x / (1 + exp(-x)).",
@@ -185,7 +226,16 @@ EXPERT_LINEAR = OperatorSchema(
 )
 
 OPERATORS: Mapping[str, OperatorSchema] = {
-    schema.name: schema for schema in (PAGED_ATTENTION, SKIP_RMS_NORMALIZATION, SWIGLU, EXPERT_LINEAR)
+    schema.name: schema
+    for schema in (
+        PAGED_ATTENTION,
+        SKIP_RMS_NORMALIZATION,
+        SWIGLU,
+        SKIP_LAYER_NORMALIZATION,
+        BIAS_GELU,
+        GEGLU,
+        EXPERT_LINEAR,
+    )
 }
 
 

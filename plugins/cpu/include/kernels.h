@@ -15,6 +15,12 @@ struct ExpertLinear {
   bool transposed;
 };
 
+// One row of a normalized residual sum; `input_bias`, `bias` and `sum` may be null.
+struct SkipLayerRow {
+  const float *input, *skip, *input_bias, *weight, *bias;
+  float *output, *sum;
+};
+
 // Every function works on raw pointers, allocates at most thread-local scratch and throws nothing.
 struct Kernels {
   const char* name;
@@ -29,6 +35,17 @@ struct Kernels {
   // weight.
   void (*skip_rms_row)(const float* input, const float* skip, const float* weight, float epsilon,
                        int64_t size, float* output, float* sum);
+
+  // One row: sum = input + skip + input_bias, output = (sum - mean) * rsqrt(variance + epsilon) * weight + bias.
+  void (*skip_layer_row)(const SkipLayerRow& row, float epsilon, int64_t size);
+
+  // One row: output = gelu(input + bias); by erf, or by tanh.
+  void (*bias_gelu_row)(const float* input, const float* bias, int64_t size, float* output);
+  void (*bias_tanh_gelu_row)(const float* input, const float* bias, int64_t size, float* output);
+
+  // One row of `size` gates followed by `size` ups: output = gelu(gate) * up; by erf, or by tanh.
+  void (*geglu_row)(const float* gate_up, int64_t size, float* output);
+  void (*tanh_geglu_row)(const float* gate_up, int64_t size, float* output);
 
   // One row of `size` gates followed by `size` ups: output = silu(gate) * up.
   void (*swiglu_row)(const float* gate_up, int64_t size, float* output);

@@ -38,7 +38,17 @@ struct KernelsOf {
   }
 
   static constexpr Kernels table(const char* name) {
-    return {name, prepare, attend, skip_rms_row<S>, swiglu_row<S>, expert_linear<S>};
+    return {name,
+            prepare,
+            attend,
+            skip_rms_row<S>,
+            skip_layer_row<S>,
+            bias_gelu_row<S, false>,
+            bias_gelu_row<S, true>,
+            geglu_row<S, false>,
+            geglu_row<S, true>,
+            swiglu_row<S>,
+            expert_linear<S>};
   }
 };
 

@@ -74,6 +74,36 @@ struct SkipRmsNormalizationNode {
   void run(const Call& call) const { run_skip_rms_normalization(epsilon, call); }
 };
 
+struct SkipLayerNormalizationNode {
+  static constexpr const char* kName = "SkipLayerNormalization";
+  const Api& api;
+  float epsilon;
+
+  SkipLayerNormalizationNode(const Api& table, const KernelInfo* info)
+      : api(table), epsilon(attribute(table, info, "epsilon", 1e-5f)) {}
+  void run(const Call& call) const { run_skip_layer_normalization(epsilon, call); }
+};
+
+struct BiasGeluNode {
+  static constexpr const char* kName = "BiasGelu";
+  const Api& api;
+  bool tanh;
+
+  BiasGeluNode(const Api& table, const KernelInfo* info)
+      : api(table), tanh(attribute(table, info, "tanh", int64_t(0)) != 0) {}
+  void run(const Call& call) const { run_bias_gelu(tanh, call); }
+};
+
+struct GegluNode {
+  static constexpr const char* kName = "GeGLU";
+  const Api& api;
+  bool tanh;
+
+  GegluNode(const Api& table, const KernelInfo* info)
+      : api(table), tanh(attribute(table, info, "tanh", int64_t(0)) != 0) {}
+  void run(const Call& call) const { run_geglu(tanh, call); }
+};
+
 struct SwigluNode {
   static constexpr const char* kName = "SwiGLU";
   const Api& api;
@@ -162,6 +192,10 @@ Domain* make_domain(const Api& api) {
       make_operator<PagedAttentionNode>(paged_attention_signature(kBFloat16)),
       make_operator<SkipRmsNormalizationNode>(
           {3, 2, {kFloat, kFloat, kFloat}, {kFloat, kFloat}, 0, bits(1, 1)}),
+      make_operator<SkipLayerNormalizationNode>(
+          {5, 2, {kFloat, kFloat, kFloat, kFloat, kFloat}, {kFloat, kFloat}, bits(3, 4), bits(1, 1)}),
+      make_operator<BiasGeluNode>({2, 1, {kFloat, kFloat}, {kFloat}, 0, 0}),
+      make_operator<GegluNode>({1, 1, {kFloat}, {kFloat}, 0, 0}),
       make_operator<SwigluNode>({1, 1, {kFloat}, {kFloat}, 0, 0}),
       make_operator<ExpertLinearNode>({3, 1, {kFloat, kFloat, kInt32}, {kFloat}, 0, 0}),
   };

@@ -20,6 +20,9 @@ struct PagedAttentionAttributes {
 
 void run_paged_attention(const PagedAttentionAttributes& attributes, const ort::Call& call);
 void run_skip_rms_normalization(float epsilon, const ort::Call& call);
+void run_skip_layer_normalization(float epsilon, const ort::Call& call);
+void run_bias_gelu(bool tanh, const ort::Call& call);
+void run_geglu(bool tanh, const ort::Call& call);
 void run_swiglu(const ort::Call& call);
 void run_expert_linear(bool transposed, const ort::Call& call);
 

@@ -232,6 +232,33 @@ double run_elementwise() {
       const double wanted = gates[i] / (1 + std::exp(-double(gates[i]))) * gates[size + i];
       error = std::max(error, std::fabs(wanted - output[i]));
     }
+    const SkipLayerRow row{input.get(), skip.get(), weight.get(), weight.get(), weight.get(), output.get(), sum.get()};
+    kernels.skip_layer_row(row, 1e-5f, size);
+    double mean = 0, variance = 0;
+    for (int i = 0; i < size; ++i) mean += (double(input[i]) + skip[i] + weight[i]) / size;
+    for (int i = 0; i < size; ++i) {
+      variance += std::pow(double(input[i]) + skip[i] + weight[i] - mean, 2) / size;
+    }
+    for (int i = 0; i < size; ++i) {
+      const double centred = double(input[i]) + skip[i] + weight[i] - mean;
+      // One element has no variance: what is left of its difference to the mean is rounding.
+      const double wanted = (size == 1 ? 0 : centred / std::sqrt(variance + 1e-5) * weight[i]) + weight[i];
+      error = std::max(error, std::fabs(wanted - output[i]));
+    }
+    const auto gelu = [](double x, bool tanh) {
+      return tanh ? x / 2 * (1 + std::tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))
+                  : x / 2 * (1 + std::erf(x / std::sqrt(2.0)));
+    };
+    for (bool tanh : {false, true}) {
+      (tanh ? kernels.bias_tanh_gelu_row : kernels.bias_gelu_row)(input.get(), skip.get(), size, output.get());
+      for (int i = 0; i < size; ++i) {
+        error = std::max(error, std::fabs(gelu(double(input[i]) + skip[i], tanh) - output[i]));
+      }
+      (tanh ? kernels.tanh_geglu_row : kernels.geglu_row)(gates.get(), size, output.get());
+      for (int i = 0; i < size; ++i) {
+        error = std::max(error, std::fabs(gelu(gates[i], tanh) * gates[size + i] - output[i]));
+      }
+    }
   }
   return error;
 }
