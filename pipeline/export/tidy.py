@@ -2,7 +2,7 @@
 
 The exporter writes shapes and slice bounds as long chains of constants, and notes stack traces on every node.
 Constants are folded here without touching weights, whose names and rows later stages rely on; of the notes
-only the module that a node came from is kept.
+only the module that a node came from is kept, and the line of the model's source.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import ast
 import itertools
 import json
+import re
+from pathlib import Path
 from typing import TypedDict
 
 import onnx_ir as ir
@@ -22,6 +24,9 @@ ORIGIN = "slipway.origin"
 """Metadata of a weight: JSON list of `Origin`, the slices that it is made of, in order."""
 MODULE = "slipway.module"
 """Metadata of a node: dotted name of the torch module that it came from."""
+SOURCE = "slipway.source"
+"""Metadata of a node: the line of the model's source that it came from, such as
+'transformers/models/llama/modeling_llama.py:64: variance = hidden_states.pow(2).mean(-1, keepdim=True)'."""
 SMALL = 1024
 """Constants of up to so many elements are folded (shapes, axes, scalars); larger ones are data."""
 
@@ -29,6 +34,10 @@ WRAPPED = "model"
 """Attribute of the exported wrappers that holds the model itself."""
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
+_STACK = "pkg.torch.onnx.stack_trace"
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]*\n\s*(?P<text>[^\n]*)')
+_OWN_CODE = tuple(Path(__file__).resolve().parents[2] / folder for folder in ("pipeline", "plugins"))
+_LIBRARIES = "site-packages"
 
 
 class Origin(TypedDict):
@@ -45,10 +54,9 @@ def tidy(model: ir.Model, module: nn.Module) -> None:
     _name_weights(graph, module)
     weights = {name for name, value in graph.initializers.items() if ORIGIN in value.metadata_props}
     for node in graph.all_nodes():
-        scope = _module(node)
+        notes = {MODULE: _module(node), SOURCE: _source(node)}
         node.metadata_props.clear()
-        if scope:
-            node.metadata_props[MODULE] = scope
+        node.metadata_props.update({key: note for key, note in notes.items() if note})
         for value in node.outputs:
             value.metadata_props.clear()
     for value in graph.inputs:
@@ -121,3 +129,23 @@ def _module(node: ir.Node) -> str:
     modules: list[str] = ast.literal_eval(scopes)[:-1]  # the last one is the torch operator's own name
     named = [module for module in modules if not module.startswith("_")]
     return named[-1].removeprefix(WRAPPED).removeprefix(".") if named else ""
+
+
+def _source(node: ir.Node) -> str:
+    """The innermost line of the model's own code in the exporter's notes; '' when there is none."""
+    frames = list(_FRAME.finditer(node.metadata_props.get(_STACK, "")))
+    for frame in reversed(frames):
+        file = Path(frame["file"])
+        place = _place(file)
+        if not place.startswith("torch/") and not any(file.is_relative_to(folder) for folder in _OWN_CODE):
+            return f"{place}:{frame['line']}: {frame['text']}"
+    return ""
+
+
+def _place(file: Path) -> str:
+    """A source file's path within its package; of a file that is not installed, its folder's name and its own."""
+    parts = file.parts
+    if _LIBRARIES in parts:
+        parts = parts[parts.index(_LIBRARIES) + 1 :]
+        return "/".join(parts)
+    return "/".join(parts[-2:])

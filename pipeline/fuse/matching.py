@@ -11,6 +11,10 @@ import onnx_ir as ir
 Dims = tuple[int | str, ...]
 """Fixed sizes, and names of sizes known only at run time."""
 
+SAME_AS = "slipway.same_as"
+"""Metadata of a value: name of the tensor of the graph before fusion that has the same elements in the same
+order, so that a comparison of the two graphs finds it."""
+
 SMALL = 1024
 """Elements. Constants of up to so many are looked at (shapes, axes, scalars); larger ones are data."""
 
@@ -133,8 +137,19 @@ def output(name: str | None, dtype: ir.DataType | None, shape: Sequence[int | st
     )
 
 
+def note_same(new: ir.Value, old: ir.Value) -> None:
+    """Notes on `new` that it has the elements of `old`, in the same order, whatever the shape (`SAME_AS`)."""
+    name = old.metadata_props.get(SAME_AS, old.name)
+    if name:
+        new.metadata_props.setdefault(SAME_AS, name)
+
+
 def replace(old: ir.Value, new: ir.Value) -> None:
-    """Everyone who read `old` reads `new`; as an output of the graph it keeps its name."""
+    """Everyone who read `old` reads `new`; as an output of the graph it keeps its name.
+
+    Both have the same elements in the same order, and `new` says so (`note_same`).
+    """
+    note_same(new, old)
     if new.shape is None:
         new.shape = old.shape
     if new.type is None:

@@ -26,6 +26,7 @@ from .matching import (
     is_weight,
     made_by,
     normalizes_last_axis,
+    note_same,
     output,
     rank,
     replace,
@@ -134,6 +135,7 @@ def _sink(graph: ir.Graph, node: ir.Node) -> bool:
     )
     insert_before(node, sunk)
     for old, new in zip(node.outputs, results, strict=True):
+        note_same(new, old)
         if old.uses() or old.is_graph_output():
             replace(old, _unsqueezed(graph, node, new, dims(old) or ()))
     return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from pipeline.export.tidy import MODULE, ORIGIN, tidy
+from pipeline.export.tidy import MODULE, ORIGIN, SOURCE, tidy
 from pipeline.export.trace import trace
 
 
@@ -84,8 +85,18 @@ def test_nodes_know_their_module_and_nothing_of_this_machine() -> None:
     case = _graph()
     modules = [node.metadata_props[MODULE] for node in case.graph if node.op_type == "Gemm"]
     assert modules == ["norm", "model.norm", "tied"]
-    assert {key for node in case.graph for key in node.metadata_props} == {MODULE}
+    assert {key for node in case.graph for key in node.metadata_props} == {MODULE, SOURCE}
     assert not any(value.metadata_props for node in case.graph for value in node.outputs)
+
+
+def test_nodes_know_the_line_of_the_model_that_they_came_from() -> None:
+    lines = Path(__file__).read_text(encoding="utf-8").splitlines()
+    sources = {node.metadata_props[SOURCE] for node in _graph().graph}
+    assert len(sources) == 1
+    place, number, text = next(iter(sources)).split(":", 2)
+    assert place == "export/test_tidy.py"
+    assert lines[int(number) - 1].strip() == text.strip()
+    assert "self.tied(self.model.norm(" in text
 
 
 def test_small_constants_are_folded() -> None:
