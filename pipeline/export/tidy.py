@@ -20,13 +20,8 @@ from onnx_ir.passes import common as passes
 from onnxscript.optimizer import fold_constants
 from torch import nn
 
-ORIGIN = "slipway.origin"
-"""Metadata of a weight: JSON list of `Origin`, the slices that it is made of, in order."""
-MODULE = "slipway.module"
-"""Metadata of a node: dotted name of the torch module that it came from."""
-SOURCE = "slipway.source"
-"""Metadata of a node: the line of the model's source that it came from, such as
-'transformers/models/llama/modeling_llama.py:64: variance = hidden_states.pow(2).mean(-1, keepdim=True)'."""
+from pipeline.notes import MODULE, ORIGIN, SOURCE
+
 SMALL = 1024
 """Constants of up to so many elements are folded (shapes, axes, scalars); larger ones are data."""
 

@@ -8,12 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from pipeline.notes import SAME_AS
+
 Dims = tuple[int | str, ...]
 """Fixed sizes, and names of sizes known only at run time."""
-
-SAME_AS = "slipway.same_as"
-"""Metadata of a value: name of the tensor of the graph before fusion that has the same elements in the same
-order, so that a comparison of the two graphs finds it."""
 
 SMALL = 1024
 """Elements. Constants of up to so many are looked at (shapes, axes, scalars); larger ones are data."""

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-ORIGIN = "slipway.origin"
-"""Metadata of a weight: JSON list of origins, in the order of the slices along the weight's output axis."""
+from pipeline.notes import ORIGIN
 
 
 @dataclass(frozen=True)

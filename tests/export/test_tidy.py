@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from pipeline.export.tidy import MODULE, ORIGIN, SOURCE, tidy
+from pipeline.export.tidy import tidy
 from pipeline.export.trace import trace
+from pipeline.notes import MODULE, ORIGIN, SOURCE
 
 
 class _Inner(nn.Module):
