@@ -19,11 +19,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .builder import BuildResult, build
+    from .module_example import ModuleExample
     from .recipe import Recipe
 
-__all__ = ["BuildResult", "Recipe", "build"]
+__all__ = ["BuildResult", "ModuleExample", "Recipe", "build"]
 
-_PLACES = {"BuildResult": "builder", "Recipe": "recipe", "build": "builder"}
+_PLACES = {
+    "BuildResult": "builder",
+    "ModuleExample": "module_example",
+    "Recipe": "recipe",
+    "build": "builder",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -25,6 +25,12 @@ PRECISIONS = ("fp32",)
 KV_DTYPES = ("float32",)
 TARGETS = ("onnxruntime",)
 
+MODEL = (
+    "demo, minilm, a folder in Hugging Face format, a hub id (org/name[@revision]), package.module:function, "
+    "or a .pt2 or .onnx file"
+)
+"""What a model may be called; `pipeline.sources` opens them."""
+
 T = TypeVar("T", bound="Section")
 
 
@@ -161,14 +167,20 @@ def _type_in_words(kind: Any) -> str:
 class SourceRecipe(Section):
     """Where the model comes from, and what may be run to load it."""
 
-    model: str = setting(MISSING, "demo, minilm, or a folder in Hugging Face format")
+    model: str = setting(MISSING, MODEL)
     allow_pickle: bool = setting(False, "read pickled checkpoints too (weights only)")
     trust_remote_code: bool = setting(False, "run Python code that comes with the checkpoint")
+    load_seconds: float = setting(
+        600.0, "time limit of each call of a user's own code (package.module:function)", minimum=0.1
+    )
+    example: str | None = setting(
+        None, "a .npz with an array for each input of a .onnx file; default: made up"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.model.strip():
-            raise BadInput("source.model is empty; give demo, minilm, or a folder in Hugging Face format")
+            raise BadInput(f"source.model is empty; give {MODEL}")
 
 
 @dataclass(frozen=True)
@@ -257,6 +269,9 @@ class Tolerance(Section):
 
     min_cosine: float = setting(0.99999, "least cosine of any row of outputs", minimum=-1, maximum=1)
     min_top1: float = setting(1.0, "least share of rows with the same largest logit", minimum=0, maximum=1)
+    max_relative: float = setting(
+        1e-3, "named tensors: largest difference of a row, relative to the row's norm", minimum=0
+    )
 
 
 @dataclass(frozen=True)

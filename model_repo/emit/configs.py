@@ -13,7 +13,9 @@ from typing import Any, Literal
 
 from ..runtime.errors import BadInput
 
-DataType = Literal["STRING", "BOOL", "UINT8", "INT32", "INT64", "UINT32", "UINT64", "FP32", "FP64"]
+DataType = Literal[
+    "STRING", "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64"
+]  # fmt: skip
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 """What a model may be called: its name becomes folder names and parts of URLs."""

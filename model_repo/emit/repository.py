@@ -13,6 +13,7 @@ from .decoder import decoder
 from .encoder import encoder
 from .files import ModelFiles
 from .settings import ServeSettings
+from .tensors import tensors
 
 ENGINE_MANIFEST = "engine.json"
 
@@ -53,5 +54,5 @@ def _models(name: str, engine_dir: Path, serve: ServeSettings) -> list[ModelFile
     manifest.verify_outputs(engine_dir)
     if manifest.engine is None:
         raise BadInput(f"{engine_dir / ENGINE_MANIFEST} describes no engine; build it again")
-    kinds = {"decoder": decoder, "encoder": encoder}
+    kinds = {"decoder": decoder, "encoder": encoder, "tensors": tensors}
     return kinds[manifest.engine.kind](name, engine_dir, manifest, serve)

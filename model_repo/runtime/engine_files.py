@@ -12,6 +12,8 @@ from .tokenizer import Tokenizer
 
 ENGINE_MANIFEST = "engine.json"
 TOKENIZER = "tokenizer.json"
+EXAMPLE = "examples.npz"
+"""Inputs that an engine of named tensors was tried on: '<run>.<place of the input>' -> array."""
 
 
 class EngineFiles(NamedTuple):

@@ -18,7 +18,8 @@ from .options import default_output, model_recipe, output_option, recipe_options
 def command(
     model: str | None, output: Path | None, force: bool, recipe_file: Path | None, **given: Any
 ) -> None:
-    """All stages of MODEL: demo, minilm, or a folder in Hugging Face format.
+    """All stages of MODEL: demo, minilm, a folder in Hugging Face format, a hub id (org/name[@revision]),
+    package.module:function, or a .pt2 or .onnx file.
 
     Stages whose inputs and recipe section are unchanged are not run again. Prints the stage table and the
     path of the Triton model repository.

@@ -18,7 +18,10 @@ from .options import default_output, model_recipe, output_option, recipe_options
 def command(
     model: str | None, output: Path | None, force: bool, recipe_file: Path | None, **given: Any
 ) -> None:
-    """MODEL (demo, minilm, or a folder in Hugging Face format) becomes export.onnx, compared with torch."""
+    """MODEL (demo, minilm, a folder, hub id, package.module:function, .pt2 or .onnx file) becomes export.onnx.
+
+    It is compared with what it was made from.
+    """
     from .stage import run_stages
 
     recipe = model_recipe(model, recipe_file, given)

@@ -14,6 +14,7 @@ import click
 from model_repo.runtime.errors import BadInput
 from pipeline.options import option_name
 from pipeline.recipe import (
+    MODEL,
     ExportRecipe,
     FuseRecipe,
     QuantizeRecipe,
@@ -78,7 +79,7 @@ def model_recipe(model: str | None, recipe_file: Path | None, given: Mapping[str
     if model is not None:
         _section(data, "source")["model"] = model
     elif recipe_file is None:
-        raise BadInput("no MODEL given; give demo, minilm, a folder in Hugging Face format, or --recipe FILE")
+        raise BadInput(f"no MODEL given; give {MODEL}, or --recipe FILE")
     return _with_options(data, given)
 
 
@@ -96,12 +97,10 @@ def folder_recipe(folder: Path, recipe_file: Path | None, given: Mapping[str, An
 
 
 def default_output(output: Path | None, recipe: Recipe) -> Path:
-    """The folder given, or build/<last part of the model's path>."""
-    return (
-        output
-        if output is not None
-        else Path("build") / (Path(recipe.source.model).resolve().name or "model")
-    )
+    """The folder given, or build/<the model's name>."""
+    from pipeline.sources.names import model_name
+
+    return output if output is not None else Path("build") / model_name(recipe.source.model)
 
 
 def _with_options(data: dict[str, Any], given: Mapping[str, Any]) -> Recipe:

@@ -15,7 +15,7 @@ from .options import default_output, model_recipe, output_option, recipe_options
 @output_option
 @recipe_options("source", "export", "fuse", "quantize", "target", "serve")
 def command(model: str | None, output: Path | None, recipe_file: Path | None, **given: Any) -> None:
-    """Serve MODEL (demo, minilm, or a folder in Hugging Face format) until Ctrl-C; builds what changed first.
+    """Serve MODEL (whatever `slipway build` takes) until Ctrl-C; builds what changed first.
 
     Prints the URLs, a curl line and a client snippet. Ctrl-C drains: requests that run are finished.
     """

@@ -11,6 +11,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 
 from .attention import UnsupportedModel
 from .translation import translation_table
@@ -31,33 +32,58 @@ def trace(
     Unoptimized: the exporter's optimizer folds transposes into weights and renames them. `module` holds the
     model under the name `model`. Raises UnsupportedModel when torch cannot export it.
     """
-    try:
+    with _unsupported(type(module.model).__name__):
         with torch.no_grad(), _quiet():
             program = torch.export.export(
                 module.eval(), arguments, dynamic_shapes=dynamic_shapes, strict=False
             )
-            exported = torch.onnx.export(
-                program,
-                arguments,
-                dynamo=True,
-                dynamic_shapes=dynamic_shapes,
-                input_names=list(input_names),
-                output_names=list(output_names),
-                custom_translation_table=translation_table(),
-                opset_version=opset,
-                optimize=False,
-                verbose=False,
-            )
-    except UnsupportedModel:
-        raise
-    except Exception as error:  # the exporter's errors share no base
-        reason = str(error.__cause__ or error).strip().partition("\n")[0]
-        raise UnsupportedModel(
-            f"torch cannot export {type(module.model).__name__}: {reason}; models whose operations depend on "
-            "values (not only on shapes) are not supported"
-        ) from error
+        return translate(
+            program,
+            dynamic_shapes=dynamic_shapes,
+            input_names=input_names,
+            output_names=output_names,
+            opset=opset,
+        )
+
+
+def translate(
+    program: ExportedProgram,
+    *,
+    dynamic_shapes: tuple[Any, ...],
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    opset: int,
+) -> ir.Model:
+    """The graph of a program that torch.export gave, unoptimized. Raises UnsupportedModel."""
+    with _unsupported("the program"), torch.no_grad(), _quiet():
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            dynamic_shapes=dynamic_shapes,
+            input_names=list(input_names),
+            output_names=list(output_names),
+            custom_translation_table=translation_table(),
+            opset_version=opset,
+            optimize=False,
+            verbose=False,
+        )
     assert exported is not None, "the dynamo exporter gives a program"
     return exported.model
+
+
+@contextmanager
+def _unsupported(what: str) -> Iterator[None]:
+    """Turns the exporter's errors, which share no base, into UnsupportedModel."""
+    try:
+        yield
+    except UnsupportedModel:
+        raise
+    except Exception as error:
+        reason = str(error.__cause__ or error).strip().partition("\n")[0]
+        raise UnsupportedModel(
+            f"torch cannot export {what}: {reason}; models whose operations depend on values (not only on shapes) "
+            "are not supported"
+        ) from error
 
 
 @contextmanager

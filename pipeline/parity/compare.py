@@ -76,13 +76,18 @@ def gate(stage: str, parity: Mapping[str, Any] | str, tolerance: Tolerance) -> N
     if isinstance(parity, str):
         return
     cosine, top1 = float(parity["min_cosine"]), float(parity.get("top1", 1.0))
+    relative = parity.get("max_relative_difference", 0.0)  # named tensors; words when it is not finite
+    far = isinstance(relative, str) or not relative <= tolerance.max_relative
     # Negated comparisons, so that a NaN fails.
-    if not cosine >= tolerance.min_cosine or not top1 >= tolerance.min_top1:
+    if not cosine >= tolerance.min_cosine or not top1 >= tolerance.min_top1 or far:
         asked = f"cosine at least {tolerance.min_cosine}"
         found = f"least cosine {cosine:.8f}"
         if "top1" in parity:
             asked += f", top-1 at least {tolerance.min_top1:.2%}"
             found += f", top-1 {top1:.2%}"
+        if "max_relative_difference" in parity:
+            asked += f", relative difference at most {tolerance.max_relative:g}"
+            found += f", largest relative difference {relative}"
         raise GateFailed(
             f"{stage} differs from {parity['against']}: {found}, largest difference "
             f"{parity['max_abs_difference']} over {parity['rows']} rows; the recipe asks for {asked}. "

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+from model_repo.runtime.contract import Head
 from model_repo.runtime.errors import BadInput
 
 from .base import Kind
+from .heads import HEAD_SUFFIXES
 
 DECODER_SUFFIXES = ("ForCausalLM", "LMHeadModel")
 """Class names of causal language models. Whether a class can be packed is found out by export's probe."""
 
-ENCODER_TYPES = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert")
-"""Model types of the BERT kind: absolute positions, every token sees every other."""
+BODY_SUFFIXES = ("Model", "ForMaskedLM", "ForPreTraining")
+"""Class names of encoders without a head of use: their hidden states are pooled. Whether a class's results depend
+on padding or company is found out by export's probe."""
 
 CARRIED = (
     "decoders of the Llama kind (a ...ForCausalLM class that uses transformers' attention interface) and "
-    f"encoders of the BERT kind ({', '.join(ENCODER_TYPES)})"
+    "encoders of the BERT kind: bodies (...Model, ...EncoderModel, ...ForMaskedLM) as sentence encoders, and "
+    f"heads ({', '.join(f'...{suffix}' for suffix in HEAD_SUFFIXES)})"
 )
 
 
@@ -32,12 +37,36 @@ def model_kind(config: dict[str, Any], config_file: Path) -> Kind:
     architecture = architectures[0]
     if architecture.endswith(DECODER_SUFFIXES):
         return "decoder"
-    if model_type in ENCODER_TYPES:
+    if _is_text_encoder(config, architecture) or pools_sentences(config_file.parent):
         return "encoder"
     raise BadInput(
         f"{config_file} describes {architecture} (model_type {model_type!r}), which is not supported; "
         f"carried are {CARRIED}"
     )
+
+
+def pools_sentences(folder: Path) -> bool:
+    """Whether sentence-transformers' modules.json lies there with a pooling: the head of the checkpoint is not used."""
+    modules_file = folder / "modules.json"
+    try:
+        return "Pooling" in json.dumps(json.loads(modules_file.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        return False  # whoever reads the modules says what is wrong with them
+
+
+def auto_class(kind: Kind, head: Head, config: dict[str, Any]) -> Any:
+    """transformers' auto class that loads the checkpoint; imports torch."""
+    import transformers
+
+    if kind == "decoder":
+        return transformers.AutoModelForCausalLM
+    if head.kind == "sequence_classification":
+        return transformers.AutoModelForSequenceClassification
+    if head.kind == "token_classification":
+        return transformers.AutoModelForTokenClassification
+    if config.get("is_encoder_decoder"):  # of T5 and its kind, the encoder alone
+        return transformers.AutoModelForTextEncoding
+    return transformers.AutoModel
 
 
 def refuse_remote_code(config: dict[str, Any], config_file: Path, trust_remote_code: bool) -> None:
@@ -49,3 +78,12 @@ def refuse_remote_code(config: dict[str, Any], config_file: Path, trust_remote_c
             f"{config_file} wants Python code of the checkpoint to be run ({', '.join(map(str, names))}); "
             "read that code, and give --trust-remote-code if you trust it"
         )
+
+
+def _is_text_encoder(config: dict[str, Any], architecture: str) -> bool:
+    """By the class's name; models of images and sounds have no vocabulary."""
+    if "vocab_size" not in config:
+        return False
+    if config.get("is_encoder_decoder") and not architecture.endswith("EncoderModel"):
+        return False
+    return architecture.endswith((*BODY_SUFFIXES, *HEAD_SUFFIXES))

@@ -5,12 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 from model_repo.runtime.contract import Head
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 Kind = Literal["decoder", "encoder", "tensors"]
 Pooling = Literal["mean", "cls"]
@@ -26,19 +23,25 @@ class Source(ABC):
     folder: Path
     files: tuple[Path, ...]
     """Every file that decides what is built, for the manifest."""
-    tokenizer_file: Path | None
-    chat_template: str | None
-    end_token_ids: tuple[int, ...]
-    max_length: int
-    """Longest sequence the model takes, in tokens."""
-    vocab_size: int
-    pooling: Pooling
+    tokenizer_file: Path | None = None
+    chat_template: str | None = None
+    end_token_ids: tuple[int, ...] = ()
+    max_length: int = 0
+    """Longest sequence the model takes, in tokens; 0 for named tensors."""
+    vocab_size: int = 0
+    pooling: Pooling = "mean"
     """Encoders: what becomes the sentence's embedding."""
-    normalize: bool
+    normalize: bool = False
     """Encoders: whether embeddings are divided by their L2 norm."""
     head: Head = field(default=Head(), kw_only=True)
     """Encoders: what they give."""
+    reference: str = field(default="", kw_only=True)
+    """The MODEL that opens this very source again, where that is not what the user gave: a revision that moves."""
 
     @abstractmethod
-    def load(self) -> PreTrainedModel:
-        """The model in float32, in evaluation mode, without gradients. Raises BadInput."""
+    def load(self) -> Any:
+        """The model, in this process. Raises BadInput.
+
+        Decoders and encoders: transformers' module in float32, in evaluation mode, without gradients. Named tensors:
+        a `pipeline.export.tensor_model.TensorModel`.
+        """

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import json
 import pickle
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from model_repo.runtime.contract import Head
 from model_repo.runtime.errors import BadInput
 
-from .architecture import model_kind, refuse_remote_code
+from .architecture import auto_class, model_kind, pools_sentences, refuse_remote_code
 from .base import Pooling, Source
 from .checkpoint import PICKLES, weight_files
 from .files import read_json, read_optional_json
+from .heads import head_of
+from .names import model_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from pipeline.recipe import SourceRecipe
 
-_SMALL_FILES = (
+SMALL_FILES = (
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -44,10 +46,9 @@ class HuggingFaceSource(Source):
     def load(self) -> PreTrainedModel:
         """See `Source.load`. Raises BadInput when transformers cannot load it or weights are missing."""
         import torch
-        from transformers import AutoModel, AutoModelForCausalLM
         from transformers.utils import logging
 
-        loader: Any = AutoModelForCausalLM if self.kind == "decoder" else AutoModel
+        loader = auto_class(self.kind, self.head, read_json(self.folder / "config.json"))
         pickled = any(path.name in PICKLES for path in self.files)
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
@@ -99,13 +100,13 @@ def open_folder(folder: Path, recipe: SourceRecipe, name: str | None = None) -> 
             "transformers' PreTrainedTokenizerFast.save_pretrained"
         )
     weights = weight_files(folder, recipe.allow_pickle)
-    small = [folder / file for file in _SMALL_FILES if (folder / file).is_file()]
+    small = [folder / file for file in SMALL_FILES if (folder / file).is_file()]
     code = sorted(folder.glob("*.py")) if recipe.trust_remote_code else []
     text_config = _text_config(config)
     tokenizer_config = read_optional_json(folder / "tokenizer_config.json")
     pooling, normalize, pooling_files = sentence_modules(folder)
     return HuggingFaceSource(
-        name=name or safe_name(folder),
+        name=name or model_name(str(folder)),
         kind=kind,
         folder=folder,
         files=(*small, *pooling_files, *code, *weights),
@@ -116,13 +117,9 @@ def open_folder(folder: Path, recipe: SourceRecipe, name: str | None = None) -> 
         vocab_size=_positive(text_config, "vocab_size", config_file),
         pooling=pooling,
         normalize=normalize,
+        head=head_of(config, config_file) if kind == "encoder" and not pools_sentences(folder) else Head(),
         trust_remote_code=recipe.trust_remote_code,
     )
-
-
-def safe_name(folder: Path) -> str:
-    """The folder's own name with everything but letters, digits, '.', '_' and '-' replaced."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip(".-") or "model"
 
 
 def sentence_modules(folder: Path) -> tuple[Pooling, bool, tuple[Path, ...]]:
@@ -231,7 +228,7 @@ def _max_length(folder: Path, config: dict[str, Any]) -> int:
 
 
 def _counts_from_padding(config: dict[str, Any]) -> bool:
-    return config.get("model_type") in ("roberta", "xlm-roberta", "camembert") and isinstance(
+    return config.get("model_type") in ("roberta", "xlm-roberta", "camembert", "mpnet") and isinstance(
         config.get("pad_token_id"), int
     )
 

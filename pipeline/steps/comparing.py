@@ -7,12 +7,13 @@ from typing import Any
 
 import onnxruntime as ort
 
-from pipeline.parity.compare import Rows, compare
+from pipeline.parity.compare import compare
 from pipeline.parity.decoder import run_decoder
 from pipeline.parity.encoder import run_encoder
 from pipeline.parity.sessions import engine_session, graph_session
+from pipeline.parity.tensors import compare_tensors, run_tensors
 
-from .context import BuildContext, ModelFacts
+from .context import BuildContext, ModelFacts, Outputs
 
 SCRATCH = "parity.onnx"
 
@@ -32,24 +33,32 @@ def compared(
         found = run(engine_session(graph), facts, context.parity_inputs())
     else:
         found = outputs_of(context, graph)
-    figures = compare(context.outputs[before], found, before, top1=facts.kind == "decoder")
     context.outputs[stage] = found
-    return figures
+    return figures(facts, context.outputs[before], found, before)
 
 
-def outputs_of(context: BuildContext, graph: Path) -> Rows:
+def figures(facts: ModelFacts, reference: Outputs, candidate: Outputs, against: str) -> dict[str, Any]:
+    """How far two runs of the same model on the parity inputs are from each other."""
+    if facts.kind == "tensors":
+        return compare_tensors(reference, candidate, against)
+    return compare(reference, candidate, against, top1=facts.kind == "decoder")
+
+
+def outputs_of(context: BuildContext, graph: Path) -> Outputs:
     """What a graph between stages gives on the parity inputs."""
     return run_graph(context, graph, context.facts, context.parity_inputs())
 
 
-def run_graph(context: BuildContext, graph: Path, facts: ModelFacts, inputs: list[list[int]]) -> Rows:
+def run_graph(context: BuildContext, graph: Path, facts: ModelFacts, inputs: list[Any]) -> Outputs:
     """What a graph between stages gives on `inputs`."""
     with graph_session(graph, context.workspace.staged(SCRATCH)) as session:
         return run(session, facts, inputs)
 
 
-def run(session: ort.InferenceSession, facts: ModelFacts, inputs: list[list[int]]) -> Rows:
-    """Logits of every token (decoder) or embeddings (encoder)."""
+def run(session: ort.InferenceSession, facts: ModelFacts, inputs: list[Any]) -> Outputs:
+    """Logits of every token (decoder), embeddings or logits (encoder), or the outputs of all runs (tensors)."""
+    if facts.kind == "tensors":
+        return run_tensors(session, inputs)
     if facts.kind == "decoder":
         return run_decoder(session, facts.kv, inputs)
     return run_encoder(session, inputs)

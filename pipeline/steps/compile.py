@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from model_repo.runtime.contract import EngineSpec, Limits
+from model_repo.runtime.engine_files import EXAMPLE
 from pipeline.stages import Product, Stage
 from pipeline.workspace import ENGINE, lowered
 
 from .context import (
     CHAT_TEMPLATE,
+    EXAMPLES,
     PARITY_CODE,
     TOKENIZER,
     BuildContext,
@@ -28,7 +30,7 @@ CODE = (
     *PARITY_CODE,
 )
 PACKAGES = ("onnx", "onnx-ir", "onnxruntime")
-_ENGINE_NAMES = {TOKENIZER: "tokenizer.json", CHAT_TEMPLATE: "chat_template.jinja"}
+_ENGINE_NAMES = {TOKENIZER: "tokenizer.json", CHAT_TEMPLATE: "chat_template.jinja", EXAMPLES: EXAMPLE}
 """Files of the export that an engine takes along, and what the runtime calls them."""
 
 

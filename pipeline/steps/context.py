@@ -6,7 +6,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from model_repo.runtime.contract import AxisSpec, Head, KVSpec, TensorSpec
 from model_repo.runtime.errors import BadInput
@@ -16,11 +16,17 @@ from pipeline.recipe import Recipe
 from pipeline.workspace import WEIGHTS, Workspace, checked_name
 
 if TYPE_CHECKING:
-    from pipeline.parity.compare import Rows
+    import numpy.typing as npt
+
     from pipeline.sources import Source
 
 TOKENIZER = "export.tokenizer.json"
 CHAT_TEMPLATE = "export.chat_template.jinja"
+EXAMPLES = "export.examples.npz"
+"""Inputs of the parity runs of named tensors; the first run is the example."""
+Outputs: TypeAlias = "Sequence[npt.NDArray[Any]]"
+"""What a model gives on the parity inputs, by stage compared."""
+
 PARITY_CODE = ("pipeline/parity", "pipeline/graph.py", "calibration/data.py", "plugins/schemas.py")
 """Code that every stage with a parity check depends on."""
 
@@ -82,7 +88,7 @@ class BuildContext:
         self.workspace = workspace
         self.exports = exports
         self.shown = str(workspace.folder)
-        self.outputs: dict[str, Rows] = {}
+        self.outputs: dict[str, Outputs] = {}
 
     @functools.cached_property
     def source(self) -> Source:
@@ -117,9 +123,15 @@ class BuildContext:
                 raise BadInput(f"{path} is missing; run `slipway build` or `slipway {stage} {self.shown}`")
         return paths
 
-    def parity_inputs(self) -> list[list[int]]:
-        """Token ids of the prompts or texts that every stage is compared on, within the model's length."""
+    def parity_inputs(self) -> list[Any]:
+        """What every stage is compared on: token ids of prompts or texts within the model's length, or, for named
+        tensors, the inputs of the runs that the export chose."""
         facts = self.facts
+        if facts.kind == "tensors":
+            from pipeline.parity.tensors import load_runs
+
+            (examples,) = (path for path in self.artifact_files("export") if path.name == EXAMPLES)
+            return load_runs(examples, facts.inputs)
         tokenizers = [path for path in self.artifact_files("export") if path.name == TOKENIZER]
         return parity_inputs(tokenizers[0] if tokenizers else None, facts.vocab_size, facts.max_length)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,13 +15,15 @@ from pipeline.recipe import Recipe
 from pipeline.stages import Product, Stage
 from pipeline.workspace import EXPORTED
 
-from .context import CHAT_TEMPLATE, PARITY_CODE, TOKENIZER, BuildContext, ModelFacts, parity_inputs
+from .context import CHAT_TEMPLATE, EXAMPLES, PARITY_CODE, TOKENIZER, BuildContext, ModelFacts, parity_inputs
 
 CODE = (
     "pipeline/export",
     "pipeline/sources",
     "pipeline/steps/export.py",
     "pipeline/steps/export_module.py",
+    "pipeline/steps/export_tensors.py",
+    "pipeline/module_example.py",
     "plugins/ops.py",
     "plugins/reference",
     "model_repo/runtime/contract.py",
@@ -54,6 +57,13 @@ def command(context: BuildContext) -> Sequence[str]:
     return ("slipway", "export", recipe.source.model, *options, "--output", context.shown)
 
 
+def _as_opened(context: BuildContext) -> dict[str, Any]:
+    """The recipe for the child process, which opens the very source that this process opened and checked."""
+    recipe = context.recipe.to_dict()
+    recipe["source"]["model"] = context.source.reference or context.recipe.source.model
+    return recipe
+
+
 def _deciding(recipe: Recipe) -> dict[str, object]:
     """The source section without the model's path: its files are inputs, wherever they lie."""
     values = recipe.source.to_dict()
@@ -62,28 +72,36 @@ def _deciding(recipe: Recipe) -> dict[str, object]:
 
 
 def _run(context: BuildContext) -> Product:
-    from pipeline.parity.compare import compare
+    from pipeline.parity.tensors import load_runs
 
-    from .comparing import run_graph
+    from .comparing import figures, run_graph
 
     source, workspace = context.source, context.workspace
     graph, rows = workspace.staged(EXPORTED), workspace.staged(EXPECTED)
+    tensors = source.kind == "tensors"
+    child: dict[str, Any] = {"recipe": _as_opened(context), "graph": str(graph), "expected": str(rows)}
+    if tensors:
+        child["examples"] = str(workspace.staged(EXAMPLES))
     try:
         made = in_child(
-            "pipeline.steps.export_module",
-            "export_module",
-            {"recipe": context.recipe.to_dict(), "graph": str(graph), "expected": str(rows)},
+            "pipeline.steps.export_tensors" if tensors else "pipeline.steps.export_module",
+            "export_tensor_model" if tensors else "export_module",
+            child,
         )
         with np.load(rows) as arrays:
             expected = [arrays[name] for name in arrays.files]
     finally:
         rows.unlink(missing_ok=True)
-    facts = ModelFacts.from_dict(made["facts"])
-    inputs = parity_inputs(source.tokenizer_file, source.vocab_size, facts.max_length)
+    facts = ModelFacts.from_dict({**made["facts"], "name": source.name})
+    files = {EXPORTED: graph, **_text_files(context)}
+    if tensors:
+        files[EXAMPLES] = workspace.staged(EXAMPLES)
+        inputs: list[Any] = list(load_runs(files[EXAMPLES], facts.inputs))
+    else:
+        inputs = list(parity_inputs(source.tokenizer_file, source.vocab_size, facts.max_length))
     found = run_graph(context, graph, facts, inputs)
     context.outputs["export"] = found
-    files = {EXPORTED: graph, **_text_files(context)}
-    parity = compare(expected, found, "the torch module", top1=facts.kind == "decoder")
+    parity = figures(facts, expected, found, made.get("against", "the torch module"))
     weights = tuple(Path(path) for path in made["weights"])
     return Product(files, shared=weights, parity=parity, details={"model": facts.to_dict()})
 
