@@ -21,6 +21,7 @@ from model_repo.runtime.engine import Engine
 from model_repo.runtime.errors import BadInput
 from model_repo.runtime.request import Request, SamplingParams
 from model_repo.runtime.step_log import StepLog, StepRecord
+from model_repo.runtime.tensors import TensorEngine
 
 PREFILL_TOKENS = 512
 DECODE_STREAMS = (1, 16)
@@ -49,6 +50,8 @@ def bench(folder: Path, spec: EngineSpec, threads: int | None = None) -> list[Ra
     """
     if spec.kind == "encoder":
         return [_encoder(folder, spec, threads)]
+    if spec.kind == "tensors":
+        return [_tensors(folder, threads)]
     log = StepLog()
     engine = Engine.load(folder, threads=threads, share_prefixes=False, step_log=log)
     engine.warm_up()
@@ -118,3 +121,17 @@ def _encoder(folder: Path, spec: EngineSpec, threads: int | None) -> Rate:
         engine.embed(texts)
         seconds.append(time.perf_counter() - begin)
     return Rate(f"{TEXTS} texts of {length} tokens", TEXTS / statistics.median(seconds), "texts/s")
+
+
+def _tensors(folder: Path, threads: int | None) -> Rate:
+    """Runs of the inputs that the engine was tried on when it was built."""
+    engine = TensorEngine.load(folder, threads=threads)
+    example = engine.example()
+    engine.run(example)
+    seconds = []
+    for _ in range(ROUNDS):
+        begin = time.perf_counter()
+        engine.run(example)
+        seconds.append(time.perf_counter() - begin)
+    shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in example.items())
+    return Rate(f"the example: {shapes}", 1 / statistics.median(seconds), "runs/s")

@@ -6,7 +6,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
+from model_repo.emit.files import ENGINE, VERSION
+from model_repo.runtime.engine_files import ENGINE_MANIFEST, EXAMPLE
 from model_repo.runtime.errors import BadInput
+from model_repo.runtime.manifest import Manifest
 
 from .serve import POLL_SECONDS, Server, ServerFailed, free_or, interrupt_on_sigterm, server, tail
 
@@ -61,14 +66,40 @@ result = triton.InferenceServerClient("{grpc}").infer("{model}", [text_input])
 print(result.as_numpy("embedding").shape)
 """
 
+TENSORS = """
+{model}, with tritonclient:
+
+import numpy as np
+import tritonclient.grpc as triton
+from tritonclient.utils import np_to_triton_dtype
+
+def tensor(name, array):
+    made = triton.InferInput(name, array.shape, np_to_triton_dtype(array.dtype))
+    made.set_data_from_numpy(array)
+    return made
+
+result = triton.InferenceServerClient("{grpc}").infer("{model}", [
+{inputs}
+])
+{outputs}
+"""
+
 
 def served_models(repository: Path) -> dict[str, str]:
-    """Models of an emitted repository that apps call -> 'decoder' or 'encoder'. Raises BadInput without any."""
+    """Models of an emitted repository that apps call -> 'decoder', 'encoder' or 'tensors'.
+
+    Raises BadInput without any.
+    """
     names = {path.parent.name for path in repository.glob("*/config.pbtxt")}
     kinds = {"decoder": "_generate", "encoder": "_encoder"}
     models = {
         name: kind for name in sorted(names) for kind, suffix in kinds.items() if f"{name}{suffix}" in names
     }
+    # The engine of named tensors is itself what apps call; the others' engines stand behind an ensemble.
+    for name in sorted(names):
+        behind = any(name == f"{model}{suffix}" for model in names for suffix in kinds.values())
+        if not behind and _engine(repository, name).is_file():
+            models[name] = "tensors"
     if not models:
         raise BadInput(
             f"{repository} holds no model that slipway emitted; `slipway emit` writes a repository"
@@ -76,13 +107,38 @@ def served_models(repository: Path) -> dict[str, str]:
     return models
 
 
-def how_to_call(running: Server, models: dict[str, str]) -> str:
-    """URLs, and for each model a curl line and a tritonclient snippet that work as they are."""
+def _engine(repository: Path, model: str) -> Path:
+    return repository / model / VERSION / ENGINE / ENGINE_MANIFEST
+
+
+def how_to_call(running: Server, models: dict[str, str], repository: Path) -> str:
+    """URLs, and for each model a tritonclient snippet (and for texts a curl line) that work as they are."""
     lines = f"HTTP {running.url}  gRPC {running.grpc}  metrics {running.metrics_url}  log {running.log}\n"
     for model, kind in models.items():
+        if kind == "tensors":
+            lines += _call_of_tensors(running, model, _engine(repository, model))
+            continue
         snippet = DECODER if kind == "decoder" else ENCODER
         lines += snippet.format(model=model, url=running.url, grpc=running.grpc)
     return lines
+
+
+def _call_of_tensors(running: Server, model: str, manifest: Path) -> str:
+    """The snippet of a model of named tensors: zeros in the shapes that the engine was tried with."""
+    spec = Manifest.read(manifest).engine
+    if spec is None:
+        return ""
+    inputs = []
+    with np.load(manifest.with_name(EXAMPLE)) as arrays:
+        for place, tensor in enumerate(spec.inputs):
+            shape = list(arrays[f"0.{place}"].shape)
+            if len(shape) == (1 if spec.batched else 0):
+                shape.append(1)  # as `model_repo.emit.tensors.served_dims` says
+            inputs.append(f'    tensor("{tensor.name}", np.zeros({shape}, "{tensor.dtype}")),')
+    outputs = "\n".join(
+        f'print("{tensor.name}", result.as_numpy("{tensor.name}").shape)' for tensor in spec.outputs
+    )
+    return TENSORS.format(model=model, grpc=running.grpc, inputs="\n".join(inputs), outputs=outputs)
 
 
 def serve_until_interrupted(repository: Path, say: Callable[[str], None] = print) -> None:
@@ -95,7 +151,7 @@ def serve_until_interrupted(repository: Path, say: Callable[[str], None] = print
     interrupt_on_sigterm()
     try:
         with server(repository, ports=free_or(STANDARD_PORTS), drain_seconds=DRAIN_SECONDS) as running:
-            say(how_to_call(running, models))
+            say(how_to_call(running, models, repository))
             say("Serving. Ctrl-C drains and stops.")
             while running.alive():
                 time.sleep(POLL_SECONDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,9 @@ def _converted(model: ir.Model, opset: int, path: Path) -> None:
     found: Any = model.graph.opset_imports.get("")
     if found == opset:
         return
+    logger = logging.getLogger("onnxscript")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it warns of its own fallback to onnx's converter
     try:
         version_converter.convert_version(model, opset, fallback=True)
     except Exception as error:  # converters raise whatever their parts raise
@@ -167,6 +171,8 @@ def _converted(model: ir.Model, opset: int, path: Path) -> None:
             f"{path} is of opset {found} and cannot be converted to {opset}: {reason:.300}; export it again with opset "
             f"{opset}"
         ) from error
+    finally:
+        logger.setLevel(level)
     if model.graph.opset_imports.get("") != opset:
         raise BadInput(
             f"{path} is of opset {found} and cannot be converted to {opset}; export it with that opset"
