@@ -97,7 +97,9 @@ FlashAttentionParams params(const Arguments& a) {
 
 bool run_sm90(const FlashAttentionParams& p, DType type, DType output, void* stream) {
 #ifdef SLIPWAY_ARCH_90A
-  return device().compute_capability == 90 && launch_flash_attention_sm90(p, type, output, stream);
+  if (device().compute_capability != 90) return false;
+  return is_half(type) ? launch_flash_attention_sm90(p, type, stream)
+                       : launch_flash_attention_fp8_sm90(p, output, stream);
 #else
   (void)p, (void)type, (void)output, (void)stream;
   return false;

@@ -13,8 +13,9 @@ void launch_flash_attention(const FlashAttentionParams& params, DType type, void
 // The same with E4M3 inputs, from sm_89 on. `output`: float16 or bfloat16.
 void launch_flash_attention_fp8(const FlashAttentionParams& params, DType output, void* stream);
 
-// TMA and WGMMA, sm_90a only. `type`: of query, key and value, which may be E4M3. False: this form does not
-// cover such a call, and nothing was launched.
-bool launch_flash_attention_sm90(const FlashAttentionParams& params, DType type, DType output, void* stream);
+// TMA and WGMMA, sm_90a only. `type`, `output`: as above. False: this form does not cover such a call, and
+// nothing was launched.
+bool launch_flash_attention_sm90(const FlashAttentionParams& params, DType type, void* stream);
+bool launch_flash_attention_fp8_sm90(const FlashAttentionParams& params, DType output, void* stream);
 
 }  // namespace slipway

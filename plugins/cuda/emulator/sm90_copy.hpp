@@ -1,7 +1,9 @@
 // Bulk copies of sm_90, which the copy engine makes: plain ones, and boxes of a tensor that a tensor map
 // describes (PTX ISA, "Tensor copy", "Tiled mode").
 #pragma once
+#include <algorithm>
 #include <deque>
+#include <initializer_list>
 
 #include "sm90_barriers.hpp"
 
@@ -55,12 +57,12 @@ inline uint32_t check_box(const TensorMap& map, int rank, const void* shared, co
 
 // cp.async.bulk.tensor.shared::cluster.global.mbarrier. Elements outside the tensor are zero; their bytes
 // count too.
-inline void tensor_load(void* dst, const TensorMap& map, uint64_t* bar, const int* at, int rank,
+inline void tensor_load(void* dst, const TensorMap& map, uint64_t* bar, std::initializer_list<int> at,
                         Where where) {
   constexpr const char* op = "cp.async.bulk.tensor";
-  const uint32_t first = check_box(map, rank, dst, op, where), bytes = box_bytes(map);
+  const uint32_t first = check_box(map, int(at.size()), dst, op, where), bytes = box_bytes(map);
   std::vector<unsigned char> data(bytes);
-  visit_box(map, at, first, [&](const unsigned char* element, uint32_t address) {
+  visit_box(map, at.begin(), first, [&](const unsigned char* element, uint32_t address) {
     for (int i = 0; i < map.element_bytes; i++)
       data[address - first + unsigned(i)] = element ? element[i] : 0;
   });
@@ -104,7 +106,7 @@ struct StoreGroups {
 inline std::map<int, StoreGroups> stores;  // by thread of the running block
 
 // cp.async.bulk.tensor.global.shared::cta.bulk_group. What lies outside the tensor is not written.
-inline void tensor_store(const TensorMap& map, const int* at, int rank, const void* src, Where where) {
+inline void tensor_store(const TensorMap& map, std::initializer_list<int> at, const void* src, Where where) {
   static const bool once = at_block_end([] {
     for (auto& thread : stores)
       if (!thread.second.open.empty() || !thread.second.committed.empty())
@@ -112,8 +114,8 @@ inline void tensor_store(const TensorMap& map, const int* at, int rank, const vo
     stores.clear();
   });
   (void)once;
-  Store store = {map, {}, check_box(map, rank, src, "cp.async.bulk.tensor", where), where};
-  for (int d = 0; d < rank; d++) store.at[d] = at[d];
+  Store store = {map, {}, check_box(map, int(at.size()), src, "cp.async.bulk.tensor", where), where};
+  std::copy(at.begin(), at.end(), store.at);
   Internal guard;
   stores[machine.cur->id].open.push_back(store);
 }

@@ -1,15 +1,9 @@
-// Each wrapper of what only sm_90 has, in a kernel of its own, against its definition. Usage: sm90_primitives
-// SEED [NAME...]; prints a line a check, its name, a tab, and "ok" or what is wrong. Those whose names begin
-// with "fault" plant one, which must be seen.
+// Each wrapper of what only sm_90 has, in a kernel of its own, against its definition. Checks whose names
+// begin with "fault" plant one, which must be seen.
 #include <cmath>
-#include <functional>
-#include <map>
-#include <random>
-#include <string>
-#include <vector>
+#include <cstring>
 
-#include "slipway/numeric.cuh"
-#include "slipway/ptx.cuh"
+#include "program.hpp"
 #include "slipway/ptx_wgmma.cuh"
 #include "slipway/tensor_map.cuh"
 
@@ -24,12 +18,6 @@ std::vector<T> random_matrix(int rows, int columns, unsigned seed) {
   std::vector<T> m(size_t(rows * columns));
   for (T& x : m) x = slipway::from_float<T>(normal(generator));
   return m;
-}
-struct Wrong : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
-void expect(bool condition, const std::string& words) {
-  if (!condition) throw Wrong(words);
 }
 
 // A map of a matrix in boxes of one span of the swizzle. make_tensor_map makes 128 bytes alone; the
@@ -137,12 +125,20 @@ void check_products(unsigned seed) {
   check_product<T, N, 64 * (2 / int(sizeof(T))), TransposedB, true, 128>(seed + 1);
 }
 
+template <int Span>
+void check_narrow(unsigned seed) {
+  check_product<__half, 64, 64, false, false, Span>(seed),
+      check_product<__half, 64, 64, true, true, Span>(seed);
+  check_product<e4m3, 128, 64, false, false, Span>(seed);
+}
+
 // ---- boxes of a tensor
 
 enum StoreFault { kStored, kUnfenced, kUnwaited };
 
-// A box of 8 rows of 1 head of 64 columns, at any place, by TMA to shared memory, out to `seen` in order of
-// the rows, and back with 1 added.
+// A box of 8 rows of 1 head of 64 (or 32) columns, at any place, by TMA to shared memory, out to `seen` in
+// order of the rows, and back with 1 added.
+template <int Columns>
 __global__ void box(const __grid_constant__ ptx::TensorMap map, int column, int head, int row, __half* seen,
                     int store) {
   DYNAMIC_SMEM(shared);
@@ -150,14 +146,15 @@ __global__ void box(const __grid_constant__ ptx::TensorMap map, int column, int 
   if (threadIdx.x == 0) {
     ptx::mbarrier_init(full, 1);
     ptx::mbarrier_fence_init();
-    ptx::mbarrier_arrive_expect(full, 1024);
+    ptx::mbarrier_arrive_expect(full, 16 * Columns);
     ptx::tensor_load(shared, &map, full, column, head, row);
   }
   __syncthreads();
   ptx::mbarrier_wait(full, 0);
   __half* const tile = reinterpret_cast<__half*>(shared);
-  for (int i = threadIdx.x; i < 512; i += 32) {
-    const int at = i / 64 * 64 + ((i % 64 / 8) ^ (i / 64)) * 8 + i % 8;  // the 128-byte swizzle, by hand
+  for (int i = threadIdx.x; i < 8 * Columns; i += 32) {
+    const int row = i / Columns, turn = Columns == 64 ? row : row / 2;  // the swizzle, by hand
+    const int at = row * Columns + ((i % Columns / 8) ^ turn) * 8 + i % 8;
     seen[i] = tile[at];
     tile[at] = slipway::from_float<__half>(slipway::to_float(seen[i]) + 1.f);
   }
@@ -169,27 +166,29 @@ __global__ void box(const __grid_constant__ ptx::TensorMap map, int column, int 
     if (store != kUnwaited) ptx::bulk_wait_read<0>();
   }
 }
+template <int Columns>
 void check_boxes(int store) {
   constexpr int size = 72, heads = 3, tokens = 13, row_stride = 256;
-  for (int column : {0, 64, 128, -8})
+  for (int column : {0, Columns, 128, -8})
     for (int row : {0, 5, 10, 13, -3})
       for (int head : {0, 2, 3}) {
         const auto tensor = random_matrix<__half>(tokens, row_stride, 7);
         auto changed = tensor;
-        std::vector<__half> seen(512);
+        std::vector<__half> seen(8 * Columns);
         ptx::TensorMap map;
         expect(slipway::make_tensor_map<__half>(
-                   map, {changed.data(), {size, heads, tokens}, {80 * 2, row_stride * 2}, {64, 1, 8}}),
+                   map, {changed.data(), {size, heads, tokens}, {80 * 2, row_stride * 2}, {Columns, 1, 8}}),
                "no map");
-        ptx::launch(box, dim3(1), dim3(32), 1032, nullptr, map, column, head, row, seen.data(), store);
+        ptx::launch(box<Columns>, dim3(1), dim3(32), 1032, nullptr, map, column, head, row, seen.data(),
+                    store);
         auto want = tensor;
         for (int r = 0; r < 8; r++)
-          for (int c = 0; c < 64; c++) {
+          for (int c = 0; c < Columns; c++) {
             const int x = column + c, t = row + r;
             const bool inside = x >= 0 && x < size && head < heads && t >= 0 && t < tokens;
             const size_t at = inside ? size_t(t * row_stride + head * 80 + x) : 0;
             const float value = inside ? slipway::to_float(tensor[at]) : 0.f;
-            expect(slipway::to_float(seen[size_t(r * 64 + c)]) == value, "a box reads something else");
+            expect(slipway::to_float(seen[size_t(r * Columns + c)]) == value, "a box reads something else");
             if (inside) want[at] = slipway::from_float<__half>(value + 1.f);
           }
         expect(std::memcmp(want.data(), changed.data(), want.size() * 2) == 0, "a box writes something else");
@@ -202,6 +201,8 @@ void check_boxes(int store) {
          "a base of 8");
   expect(!slipway::make_tensor_map<__half>(map, {some.data(), {64, 1, 1}, {16, 16}, {64, 1, 257}}),
          "a box of 257");
+  expect(!slipway::make_tensor_map<__half>(map, {some.data(), {64, 1, 1}, {16, 16}, {16, 1, 8}}),
+         "a box of 32 bytes");
 }
 
 // ---- a ring of two stages
@@ -348,29 +349,25 @@ void check_misuse(int how) {
   for (float x : d) expect(x == 64.f, "a product is wrong");
 }
 
-const std::map<std::string, std::function<void(unsigned)>>& checks() {
-  static const std::map<std::string, std::function<void(unsigned)>> all = {
+const std::vector<Check>& checks() {
+  static const std::vector<Check> all = {
       {"wgmma half 64", check_products<__half, 64, false>},
       {"wgmma half 64 transposed", check_products<__half, 64, true>},
       {"wgmma bfloat16 80", check_products<__nv_bfloat16, 80, false>},
       {"wgmma half 128", check_products<__half, 128, false>},
       {"wgmma bfloat16 128 transposed", check_products<__nv_bfloat16, 128, true>},
+      {"wgmma half 96", check_products<__half, 96, false>},
       {"wgmma half 256 transposed", check_products<__half, 256, true>},
       {"wgmma e4m3 64", check_products<e4m3, 64, false>},
       {"wgmma e4m3 128", check_products<e4m3, 128, false>},
+      {"wgmma e4m3 160", check_products<e4m3, 160, false>},
       {"wgmma e4m3 256", check_products<e4m3, 256, false>},
-      {"wgmma 64-byte swizzle",
-       [](unsigned s) {
-         check_product<__half, 64, 64, false, false, 64>(s), check_product<__half, 64, 64, true, true, 64>(s);
-         check_product<e4m3, 128, 64, false, false, 64>(s);
-       }},
-      {"wgmma 32-byte swizzle",
-       [](unsigned s) {
-         check_product<__half, 64, 64, false, false, 32>(s), check_product<__half, 64, 64, true, true, 32>(s);
-       }},
-      {"tensor boxes", [](unsigned) { check_boxes(kStored); }},
-      {"fault bulk store: no proxy fence", [](unsigned) { check_boxes(kUnfenced); }},
-      {"fault bulk store: not waited for", [](unsigned) { check_boxes(kUnwaited); }},
+      {"wgmma 64-byte swizzle", check_narrow<64>},
+      {"wgmma 32-byte swizzle", check_narrow<32>},
+      {"tensor boxes", [](unsigned) { check_boxes<64>(kStored); }},
+      {"tensor boxes of 64 bytes", [](unsigned) { check_boxes<32>(kStored); }},
+      {"fault bulk store: no proxy fence", [](unsigned) { check_boxes<64>(kUnfenced); }},
+      {"fault bulk store: not waited for", [](unsigned) { check_boxes<64>(kUnwaited); }},
       {"named barriers", [](unsigned) { check_turns(false); }},
       {"elect", [](unsigned) { check_elections(); }},
       {"mbarrier ring", [](unsigned) { check_ring(kNone); }},
@@ -403,21 +400,4 @@ const std::map<std::string, std::function<void(unsigned)>>& checks() {
 
 }  // namespace
 
-int main(int argc, char** argv) {
-  const unsigned seed = argc > 1 ? unsigned(std::atoi(argv[1])) : 1;
-  emu::machine.seed = seed;
-  for (const auto& check : checks()) {
-    bool asked = argc <= 2;
-    for (int i = 2; i < argc; i++) asked = asked || check.first == argv[i];
-    if (!asked) continue;
-    std::string words = "ok";
-    try {
-      check.second(seed);
-    } catch (const std::exception& error) {
-      words = error.what();
-    }
-    std::printf("%s\t%s\n", check.first.c_str(), words.substr(0, words.find('\n')).c_str());
-    std::fflush(stdout);
-  }
-  return 0;
-}
+int main(int argc, char** argv) { return run_checks(argc, argv, checks()); }

@@ -5,35 +5,14 @@ The programs print a line a check. Those of misuse.cu are wrong on purpose; WORD
 
 from __future__ import annotations
 
-import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
-from plugins.cuda.emulated import ENVIRONMENT, FLAGS, Build
+from plugins.cuda.emulated import Build
 
-FOLDER = Path(__file__).parent
-UNOPTIMIZED = (*FLAGS, "-O0")
-"""These programs compute little: compiling them is most of the time."""
-
-
-def results(program: str, flavour: str, seed: int, *names: str) -> dict[str, str]:
-    """What came of the checks, by name; all of them when none is named. A program that ends early says so."""
-    run = subprocess.run(
-        [str(Build(flavour, (), flags=UNOPTIMIZED).program(FOLDER / f"{program}.cu")), str(seed), *names],
-        capture_output=True,
-        text=True,
-        errors="replace",
-        env={**os.environ, **ENVIRONMENT},
-        timeout=300,
-        check=False,
-    )
-    found = dict(line.split("\t", 1) for line in run.stdout.splitlines())
-    if run.returncode != 0:
-        found[names[-1] if names else "the end"] = run.stderr
-    return found
+from .programs import FOLDER, UNOPTIMIZED, results
 
 
 def test_number_formats_follow_their_definitions() -> None:

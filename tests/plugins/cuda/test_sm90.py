@@ -6,15 +6,11 @@ plants faults, each of which must be seen: by the emulator, or in the numbers.
 
 from __future__ import annotations
 
-import os
-import subprocess
-from pathlib import Path
-
 import pytest
 
-from plugins.cuda.emulated import ENVIRONMENT, FLAGS, Build
+from .programs import results
 
-SOURCE = Path(__file__).parent / "sm90_primitives.cu"
+PROGRAM = "sm90_primitives"
 
 WORDS = {
     "fault ring: never freed": "deadlock",
@@ -39,26 +35,9 @@ WORDS = {
 """What must be said, where only one thing can be seen."""
 
 
-def results(flavour: str, seed: int, *names: str) -> dict[str, str]:
-    """What came of the checks, by name; of all when none is named. A sanitizer's report is the last one's result."""
-    run = subprocess.run(
-        [str(Build(flavour, (), flags=(*FLAGS, "-O0")).program(SOURCE)), str(seed), *names],
-        capture_output=True,
-        text=True,
-        errors="replace",
-        env={**os.environ, **ENVIRONMENT},
-        timeout=300,
-        check=False,
-    )
-    found = dict(line.split("\t", 1) for line in run.stdout.splitlines())
-    if run.returncode != 0:
-        found[names[-1] if names else "the program"] = run.stderr
-    return found
-
-
 @pytest.mark.parametrize(("flavour", "seed"), [("plain", 1), ("plain", 2)])
 def test_each_does_what_its_definition_says_and_each_fault_is_seen(flavour: str, seed: int) -> None:
-    found = results(flavour, seed)
+    found = results(PROGRAM, flavour, seed)
     right = {name: words for name, words in found.items() if not name.startswith("fault")}
     assert len(right) >= 16
     assert {name: words for name, words in right.items() if words != "ok"} == {}
@@ -69,7 +48,14 @@ def test_each_does_what_its_definition_says_and_each_fault_is_seen(flavour: str,
 
 
 def test_order_of_threads_does_not_hide_a_stage_that_is_freed_early() -> None:
-    assert results("tsan", 1, "mbarrier ring") == {"mbarrier ring": "ok"}
-    assert "data race" in results("tsan", 1, "fault ring: freed early")["fault ring: freed early"]
+    assert results(PROGRAM, "tsan", 1, "mbarrier ring") == {"mbarrier ring": "ok"}
+    assert "data race" in results(PROGRAM, "tsan", 1, "fault ring: freed early")["fault ring: freed early"]
     for name in ("wgmma half 64", "tensor boxes", "named barriers"):
-        assert results("tsan", 2, name) == {name: "ok"}
+        assert results(PROGRAM, "tsan", 2, name) == {name: "ok"}
+
+
+@pytest.mark.parametrize("flavour", ["plain", "asan", "tsan"])
+def test_values_of_8_bits_are_transposed(flavour: str) -> None:
+    found = results("sm90_transpose", flavour, 3)
+    assert len(found) == 4
+    assert {name: words for name, words in found.items() if words != "ok"} == {}

@@ -16,6 +16,13 @@
 #define PTX_WHERE_ONLY EMU_HERE
 #endif
 
+// One instruction, as asm takes it; or what states it in the emulator.
+#ifdef __CUDACC__
+#define PTX_OR_EMULATED(emulated, ...) asm volatile(__VA_ARGS__)
+#else
+#define PTX_OR_EMULATED(emulated, ...) emulated
+#endif
+
 namespace ptx {
 
 #ifdef __CUDACC__
@@ -25,40 +32,28 @@ using TensorMap = emu::TensorMap;
 #endif
 
 // ---- mbarrier: 8 bytes of shared memory, in phases that end when all arrivals and announced bytes are there
-// -------
 
 // One thread initialises; mbarrier_fence_init() by it and a barrier of the block come before any use.
 __device__ __forceinline__ void mbarrier_init(uint64_t* bar, uint32_t arrivals PTX_WHERE) {
-#ifdef __CUDACC__
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(smem_address(bar)), "r"(arrivals)
-               : "memory");
-#else
-  emu::sm90::mbarrier_init(bar, arrivals, emu_where);
-#endif
+  PTX_OR_EMULATED(emu::sm90::mbarrier_init(bar, arrivals, emu_where),
+                  "mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(smem_address(bar)), "r"(arrivals)
+                  : "memory");
 }
 // The copy engine sees the barriers that this thread has initialised.
 __device__ __forceinline__ void mbarrier_fence_init() {
-#ifdef __CUDACC__
-  asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory");
-#else
-  emu::sm90::publish_mbarriers();
-#endif
+  PTX_OR_EMULATED(emu::sm90::publish_mbarriers(), "fence.mbarrier_init.release.cluster;\n" ::: "memory");
 }
 __device__ __forceinline__ void mbarrier_arrive(uint64_t* bar PTX_WHERE) {
-#ifdef __CUDACC__
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(smem_address(bar)) : "memory");
-#else
-  emu::sm90::mbarrier_arrive(bar, 0, emu_where);
-#endif
+  PTX_OR_EMULATED(emu::sm90::mbarrier_arrive(bar, 0, emu_where),
+                  "mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(smem_address(bar))
+                  : "memory");
 }
 // Arrives, and announces bytes that bulk copies bring in this phase.
 __device__ __forceinline__ void mbarrier_arrive_expect(uint64_t* bar, uint32_t bytes PTX_WHERE) {
-#ifdef __CUDACC__
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(smem_address(bar)), "r"(bytes)
-               : "memory");
-#else
-  emu::sm90::mbarrier_arrive(bar, bytes, emu_where);
-#endif
+  PTX_OR_EMULATED(emu::sm90::mbarrier_arrive(bar, bytes, emu_where),
+                  "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(smem_address(bar)),
+                  "r"(bytes)
+                  : "memory");
 }
 // Waits for the end of the phase of this parity; phases count from 0. Parity 1 on a fresh barrier does not
 // wait.
@@ -81,103 +76,60 @@ __device__ __forceinline__ void mbarrier_wait(uint64_t* bar, uint32_t parity PTX
 // What this thread's ordinary stores wrote to shared memory becomes visible to bulk copies and wgmma, after a
 // barrier also those that other threads start.
 __device__ __forceinline__ void fence_proxy_async() {
-#ifdef __CUDACC__
-  asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
-#else
-  emu::sm90::fence_proxy_async();
-#endif
+  PTX_OR_EMULATED(emu::sm90::fence_proxy_async(), "fence.proxy.async.shared::cta;\n" ::: "memory");
 }
 __device__ __forceinline__ void prefetch_tensor_map(const TensorMap* map) {
-#ifdef __CUDACC__
-  asm volatile("prefetch.tensormap [%0];\n" ::"l"(map) : "memory");
-#else
-  (void)map;
-#endif
+  PTX_OR_EMULATED((void)map, "prefetch.tensormap [%0];\n" ::"l"(map) : "memory");
 }
 // Copies `bytes` from global to shared memory, all three multiples of 16; `bar` counts the bytes.
 __device__ __forceinline__ void bulk_load(void* dst, const void* src, uint32_t bytes,
                                           uint64_t* bar PTX_WHERE) {
-#ifdef __CUDACC__
-  asm volatile(
+  PTX_OR_EMULATED(
+      emu::sm90::bulk_load(dst, src, bytes, bar, emu_where),
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(
           smem_address(dst)),
       "l"(src), "r"(bytes), "r"(smem_address(bar))
       : "memory");
-#else
-  emu::sm90::bulk_load(dst, src, bytes, bar, emu_where);
-#endif
 }
-// Copies the box that begins at these coordinates (innermost axis first) of a tensor of two, three or four
+// Copies the box that begins at these coordinates (innermost axis first) of a tensor of two or three
 // axes. `dst` is a multiple of 128 bytes. Elements outside the tensor become zero; `bar` counts the bytes of
 // the whole box.
 __device__ __forceinline__ void tensor_load(void* dst, const TensorMap* map, uint64_t* bar, int c0,
                                             int c1 PTX_WHERE) {
-#ifdef __CUDACC__
-  asm volatile(
+  PTX_OR_EMULATED(
+      emu::sm90::tensor_load(dst, *map, bar, {c0, c1}, emu_where),
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], "
       "[%2];\n" ::"r"(smem_address(dst)),
       "l"(map), "r"(smem_address(bar)), "r"(c0), "r"(c1)
       : "memory");
-#else
-  const int at[] = {c0, c1};
-  emu::sm90::tensor_load(dst, *map, bar, at, 2, emu_where);
-#endif
 }
 __device__ __forceinline__ void tensor_load(void* dst, const TensorMap* map, uint64_t* bar, int c0, int c1,
                                             int c2 PTX_WHERE) {
-#ifdef __CUDACC__
-  asm volatile(
+  PTX_OR_EMULATED(
+      emu::sm90::tensor_load(dst, *map, bar, {c0, c1, c2}, emu_where),
       "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], "
       "[%2];\n" ::"r"(smem_address(dst)),
       "l"(map), "r"(smem_address(bar)), "r"(c0), "r"(c1), "r"(c2)
       : "memory");
-#else
-  const int at[] = {c0, c1, c2};
-  emu::sm90::tensor_load(dst, *map, bar, at, 3, emu_where);
-#endif
-}
-__device__ __forceinline__ void tensor_load(void* dst, const TensorMap* map, uint64_t* bar, int c0, int c1,
-                                            int c2, int c3 PTX_WHERE) {
-#ifdef __CUDACC__
-  asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, "
-      "%6}], "
-      "[%2];\n" ::"r"(smem_address(dst)),
-      "l"(map), "r"(smem_address(bar)), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
-      : "memory");
-#else
-  const int at[] = {c0, c1, c2, c3};
-  emu::sm90::tensor_load(dst, *map, bar, at, 4, emu_where);
-#endif
 }
 // The other way; what lies outside the tensor is not written. The thread commits its stores and waits for
 // them.
 __device__ __forceinline__ void tensor_store(const TensorMap* map, const void* src, int c0, int c1,
                                              int c2 PTX_WHERE) {
-#ifdef __CUDACC__
-  asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];\n" ::"l"(map),
-               "r"(smem_address(src)), "r"(c0), "r"(c1), "r"(c2)
-               : "memory");
-#else
-  const int at[] = {c0, c1, c2};
-  emu::sm90::tensor_store(*map, at, 3, src, emu_where);
-#endif
+  PTX_OR_EMULATED(
+      emu::sm90::tensor_store(*map, {c0, c1, c2}, src, emu_where),
+      "cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];\n" ::"l"(map),
+      "r"(smem_address(src)), "r"(c0), "r"(c1), "r"(c2)
+      : "memory");
 }
 __device__ __forceinline__ void bulk_commit() {
-#ifdef __CUDACC__
-  asm volatile("cp.async.bulk.commit_group;\n" ::: "memory");
-#else
-  emu::sm90::bulk_commit();
-#endif
+  PTX_OR_EMULATED(emu::sm90::bulk_commit(), "cp.async.bulk.commit_group;\n" ::: "memory");
 }
 // At most `Pending` of this thread's groups have still to read shared memory.
 template <int Pending>
 __device__ __forceinline__ void bulk_wait_read() {
-#ifdef __CUDACC__
-  asm volatile("cp.async.bulk.wait_group.read %0;\n" ::"n"(Pending) : "memory");
-#else
-  emu::sm90::bulk_wait(Pending);
-#endif
+  PTX_OR_EMULATED(emu::sm90::bulk_wait(Pending), "cp.async.bulk.wait_group.read %0;\n" ::"n"(Pending)
+                  : "memory");
 }
 
 // ---- threads
@@ -185,36 +137,26 @@ __device__ __forceinline__ void bulk_wait_read() {
 // Named barriers 1 to 15, of `threads` threads in all, a multiple of 32: those that wait, and those that only
 // arrive.
 __device__ __forceinline__ void named_barrier_wait(int id, int threads PTX_WHERE) {
-#ifdef __CUDACC__
-  asm volatile("bar.sync %0, %1;\n" ::"r"(id), "r"(threads) : "memory");
-#else
-  emu::sm90::named_barrier(id, threads, true, emu_where);
-#endif
+  PTX_OR_EMULATED(emu::sm90::named_barrier(id, threads, true, emu_where), "bar.sync %0, %1;\n" ::"r"(id),
+                  "r"(threads)
+                  : "memory");
 }
 __device__ __forceinline__ void named_barrier_arrive(int id, int threads PTX_WHERE) {
-#ifdef __CUDACC__
-  asm volatile("bar.arrive %0, %1;\n" ::"r"(id), "r"(threads) : "memory");
-#else
-  emu::sm90::named_barrier(id, threads, false, emu_where);
-#endif
+  PTX_OR_EMULATED(emu::sm90::named_barrier(id, threads, false, emu_where), "bar.arrive %0, %1;\n" ::"r"(id),
+                  "r"(threads)
+                  : "memory");
 }
 // All warps of a warpgroup give registers back, or take what others gave. The kernel needs
 // __launch_bounds__(threads, 1).
 template <int Registers>
 __device__ __forceinline__ void registers_decrease(PTX_WHERE_ONLY) {
-#ifdef __CUDACC__
-  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(Registers));
-#else
-  emu::sm90::set_registers(Registers, emu_where);
-#endif
+  PTX_OR_EMULATED(emu::sm90::set_registers(Registers, emu_where),
+                  "setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(Registers));
 }
 template <int Registers>
 __device__ __forceinline__ void registers_increase(PTX_WHERE_ONLY) {
-#ifdef __CUDACC__
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(Registers));
-#else
-  emu::sm90::set_registers(Registers, emu_where);
-#endif
+  PTX_OR_EMULATED(emu::sm90::set_registers(Registers, emu_where),
+                  "setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(Registers));
 }
 // True in one lane of the warp, always the same one. All lanes call it.
 __device__ __forceinline__ bool elect_one(PTX_WHERE_ONLY) {

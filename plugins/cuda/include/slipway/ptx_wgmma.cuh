@@ -94,22 +94,27 @@ __device__ __forceinline__ void hold_registers(uint32_t (&a)[Steps][4]) {
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define WGMMA_D80 WGMMA_D64 \
   ", %32, %33, %34, %35, %36, %37, %38, %39"
-#define WGMMA_D112 WGMMA_D80 \
-  ", %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55"
+#define WGMMA_D96 WGMMA_D80 \
+  ", %40, %41, %42, %43, %44, %45, %46, %47"
+#define WGMMA_D112 WGMMA_D96 \
+  ", %48, %49, %50, %51, %52, %53, %54, %55"
 #define WGMMA_D128 WGMMA_D112 \
   ", %56, %57, %58, %59, %60, %61, %62, %63"
-#define WGMMA_D256 WGMMA_D128 \
-  ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "             \
-      "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "             \
+#define WGMMA_D160 WGMMA_D128 \
+  ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
+#define WGMMA_D256 WGMMA_D160 \
+  ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "             \
       "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
       "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 #define WGMMA_R1(d, i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
 #define WGMMA_R4(d, i) WGMMA_R1(d, i), WGMMA_R1(d, i + 1), WGMMA_R1(d, i + 2), WGMMA_R1(d, i + 3)
 #define WGMMA_R64(d) WGMMA_R4(d, 0), WGMMA_R4(d, 4)
 #define WGMMA_R80(d) WGMMA_R64(d), WGMMA_R1(d, 8), WGMMA_R1(d, 9)
-#define WGMMA_R112(d) WGMMA_R80(d), WGMMA_R4(d, 10)
+#define WGMMA_R96(d) WGMMA_R80(d), WGMMA_R1(d, 10), WGMMA_R1(d, 11)
+#define WGMMA_R112(d) WGMMA_R96(d), WGMMA_R1(d, 12), WGMMA_R1(d, 13)
 #define WGMMA_R128(d) WGMMA_R112(d), WGMMA_R1(d, 14), WGMMA_R1(d, 15)
-#define WGMMA_R256(d) WGMMA_R128(d), WGMMA_R4(d, 16), WGMMA_R4(d, 20), WGMMA_R4(d, 24), WGMMA_R4(d, 28)
+#define WGMMA_R160(d) WGMMA_R128(d), WGMMA_R4(d, 16)
+#define WGMMA_R256(d) WGMMA_R160(d), WGMMA_R4(d, 20), WGMMA_R4(d, 24), WGMMA_R4(d, 28)
 
 // One instruction: n columns, the numbers of the operands after the accumulators, k step, types,
 // transpositions.
@@ -145,7 +150,8 @@ constexpr emu::sm90::Element kElement = sizeof(T) == 1 ? emu::sm90::Element::kE4
                                                                          : emu::sm90::Element::kBFloat16;
 #endif
 template <int N>
-constexpr bool kHasWgmma = N == 64 || N == 80 || N == 112 || N == 128 || N == 256;
+constexpr bool kHasWgmma =
+    N == 64 || N == 80 || N == 96 || N == 112 || N == 128 || N == 160 || N == 256;
 
 // d = A B, or d += A B, for one k step; A and B in shared memory, A K-major.
 template <class T, int N, bool TransposedB>
@@ -155,8 +161,10 @@ __device__ __forceinline__ void wgmma(float (&d)[N / 8][4], uint64_t a, uint64_t
 #ifdef __CUDACC__
   WGMMA_FORMS(WGMMA_SHARED, 64, "", ", 0, 0", ", 0, 1", 32, 33, 34)
   WGMMA_FORMS(WGMMA_SHARED, 80, "", ", 0, 0", ", 0, 1", 40, 41, 42)
+  WGMMA_FORMS(WGMMA_SHARED, 96, "", ", 0, 0", ", 0, 1", 48, 49, 50)
   WGMMA_FORMS(WGMMA_SHARED, 112, "", ", 0, 0", ", 0, 1", 56, 57, 58)
   WGMMA_FORMS(WGMMA_SHARED, 128, "", ", 0, 0", ", 0, 1", 64, 65, 66)
+  WGMMA_FORMS(WGMMA_SHARED, 160, "", ", 0, 0", ", 0, 1", 80, 81, 82)
   WGMMA_FORMS(WGMMA_SHARED, 256, "", ", 0, 0", ", 0, 1", 128, 129, 130)
 #else
   emu::sm90::wgmma(kElement<T>, N, d[0], nullptr, a, false, b, TransposedB, accumulate, emu_where);
@@ -170,8 +178,10 @@ __device__ __forceinline__ void wgmma(float (&d)[N / 8][4], const uint32_t (&a)[
 #ifdef __CUDACC__
   WGMMA_FORMS(WGMMA_REGISTERS, 64, "", ", 0", ", 1", 32, 33, 34, 35, 36, 37)
   WGMMA_FORMS(WGMMA_REGISTERS, 80, "", ", 0", ", 1", 40, 41, 42, 43, 44, 45)
+  WGMMA_FORMS(WGMMA_REGISTERS, 96, "", ", 0", ", 1", 48, 49, 50, 51, 52, 53)
   WGMMA_FORMS(WGMMA_REGISTERS, 112, "", ", 0", ", 1", 56, 57, 58, 59, 60, 61)
   WGMMA_FORMS(WGMMA_REGISTERS, 128, "", ", 0", ", 1", 64, 65, 66, 67, 68, 69)
+  WGMMA_FORMS(WGMMA_REGISTERS, 160, "", ", 0", ", 1", 80, 81, 82, 83, 84, 85)
   WGMMA_FORMS(WGMMA_REGISTERS, 256, "", ", 0", ", 1", 128, 129, 130, 131, 132, 133)
 #else
   emu::sm90::wgmma(kElement<T>, N, d[0], a, 0, false, b, TransposedB, accumulate, emu_where);

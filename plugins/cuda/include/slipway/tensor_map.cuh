@@ -11,13 +11,13 @@
 namespace slipway {
 
 // A tensor of three axes, innermost first, and the box of it that one copy takes. Axis 0 has stride 1, the
-// others multiples of 16 bytes. The box's rows lie in shared memory one after another, 128 bytes each,
-// swizzled.
+// others multiples of 16 bytes. The box's rows lie in shared memory one after another, 128 or 64 bytes each,
+// swizzled over as much.
 struct TensorBoxes {
   const void* base;  // a multiple of 16
   uint64_t sizes[3];
   uint64_t strides[2];  // of axes 1 and 2, in bytes
-  uint32_t box[3];      // box[0] elements are 128 bytes; the others at most 256
+  uint32_t box[3];      // box[0] elements are 128 or 64 bytes; the others at most 256
 };
 
 #ifdef __CUDACC__
@@ -43,7 +43,8 @@ bool make_tensor_map(ptx::TensorMap& map, const TensorBoxes& t) {
     if (t.sizes[d] < 1 || t.sizes[d] > (uint64_t(1) << 32) || t.box[d] < 1 || t.box[d] > 256) return false;
   for (uint64_t stride : t.strides)
     if (stride % 16 != 0 || stride == 0 || stride >= (uint64_t(1) << 40)) return false;
-  if (t.box[0] * sizeof(T) != 128 || reinterpret_cast<uintptr_t>(t.base) % 16 != 0) return false;
+  const size_t row_bytes = t.box[0] * sizeof(T);
+  if ((row_bytes != 128 && row_bytes != 64) || reinterpret_cast<uintptr_t>(t.base) % 16 != 0) return false;
 #ifdef __CUDACC__
   const auto encode = tensor_map_encoder();
   const cuuint32_t every[3] = {1, 1, 1};
@@ -52,8 +53,9 @@ bool make_tensor_map(ptx::TensorMap& map, const TensorBoxes& t) {
   const cuuint64_t sizes[3] = {t.sizes[0], t.sizes[1], t.sizes[2]}, strides[2] = {t.strides[0], t.strides[1]};
   return encode != nullptr &&
          encode(&map, type, 3, const_cast<void*>(t.base), sizes, strides, t.box, every,
-                CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+                CU_TENSOR_MAP_INTERLEAVE_NONE,
+                row_bytes == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
+                CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 #else
   map = {static_cast<unsigned char*>(const_cast<void*>(t.base)),
          3,
@@ -61,7 +63,7 @@ bool make_tensor_map(ptx::TensorMap& map, const TensorBoxes& t) {
          {t.sizes[0], t.sizes[1], t.sizes[2]},
          {0, t.strides[0], t.strides[1]},
          {t.box[0], t.box[1], t.box[2]},
-         128};
+         int(row_bytes)};
   return true;
 #endif
 }
