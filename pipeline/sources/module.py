@@ -82,33 +82,37 @@ def _files(module: str) -> tuple[Path, ...]:
 
     Raises BadInput when there is no such module.
     """
-    spec = _spec(module)
-    origin = Path(spec.origin) if spec.origin not in (None, "built-in", "frozen") else None
-    if origin is None:
-        return ()
-    if "site-packages" in origin.parts or "." not in module:
-        return (origin,)
-    top = _spec(module.partition(".")[0])
-    folders = [Path(place) for place in top.submodule_search_locations or ()]
-    others = {path for folder in folders for path in folder.rglob("*.py")} - {origin}
-    return (origin, *sorted(others))
-
-
-def _spec(module: str) -> ModuleSpec:
-    """Where a module lies. Packages above it are looked into, not imported. Raises BadInput."""
-    importlib.invalidate_caches()
-    parts = module.split(".")
-    here = [str(Path.cwd()), *sys.path]
-    try:
-        spec = PathFinder.find_spec(parts[0], here) or importlib.util.find_spec(parts[0])
-        for depth in range(2, len(parts) + 1):
-            if spec is not None:
-                spec = PathFinder.find_spec(".".join(parts[:depth]), spec.submodule_search_locations or [])
-    except (ImportError, ValueError) as error:
-        raise BadInput(f"module {module} cannot be looked up: {error}") from error
-    if spec is None:
+    top, *rest = module.split(".")
+    spec = _top_spec(top)
+    folders = [Path(place) for place in (spec.submodule_search_locations or ())] if spec is not None else []
+    origin = Path(spec.origin) if spec is not None and spec.has_location and spec.origin else None
+    if rest:
+        origin = _below(folders, rest)
+    if spec is None or (rest and origin is None):
         raise BadInput(
             f"no Python module {module} in the current folder or among the installed packages; run in the folder "
             "that holds it, or install it"
         )
-    return spec
+    if origin is None:
+        return ()
+    if "site-packages" in origin.parts or not folders:
+        return (origin,)
+    others = {path for folder in folders for path in folder.rglob("*.py")} - {origin}
+    return (origin, *sorted(others))
+
+
+def _top_spec(name: str) -> ModuleSpec | None:
+    """Where a top-level module or package lies; the current folder comes first. Nothing is imported."""
+    importlib.invalidate_caches()
+    try:
+        return PathFinder.find_spec(name, [str(Path.cwd()), *sys.path]) or importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return None
+
+
+def _below(folders: list[Path], parts: list[str]) -> Path | None:
+    """The file of a module below a package's folders. (importlib imports the packages on its way.)"""
+    for part in parts[:-1]:
+        folders = [folder / part for folder in folders if (folder / part).is_dir()]
+    names = (f"{parts[-1]}/__init__.py", f"{parts[-1]}.py")
+    return next((folder / name for folder in folders for name in names if (folder / name).is_file()), None)
