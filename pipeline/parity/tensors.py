@@ -18,6 +18,12 @@ from .compare import cosine_by_row
 Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]
 
+SMALL = 1e-3
+"""Norm below which a row counts as this large: a row that should be zero is not held against rounding."""
+
+ROUNDING = 1e-5
+"""Relative difference that rounding to float32 makes over a few operations."""
+
 
 def save_runs(path: Path, runs: Sequence[Feeds]) -> None:
     """Writes the inputs of all runs to one .npz; `load_runs` reads them back."""
@@ -64,9 +70,11 @@ def compare_tensors(reference: Sequence[Array], candidate: Sequence[Array], agai
             continue
         left, right = _rows(wanted), _rows(found)
         if wanted.dtype.kind == "f":
-            far, largest = _distances(left, right)
-            difference = max(difference, largest)
-            cosines.append(cosine_by_row(*_comparable(left, right)))
+            left, right = _comparable(left, right)
+            rows, largest = _distances(left, right)
+            far, difference = float(rows.max()), max(difference, largest)
+            # Rows that are equal but for rounding point the same way, even where both are nearly zero.
+            cosines.append(np.where(rows <= ROUNDING, 1.0, cosine_by_row(left, right)))
         else:
             unequal = (left != right).mean(axis=1)
             far = float(unequal.max())
@@ -101,12 +109,10 @@ def _comparable(left: Array, right: Array) -> tuple[Array, Array]:
     return np.where(hidden, 0, left), np.where(hidden, 0, right)
 
 
-def _distances(left: Array, right: Array) -> tuple[float, float]:
-    """Largest relative difference of a row, and of an element; infinite where only one side is finite."""
-    wanted, found = (array.astype(np.float64) for array in _comparable(left, right))
+def _distances(left: Array, right: Array) -> tuple[npt.NDArray[np.float64], float]:
+    """Relative difference of each row, and the largest of an element; infinite where only one side is finite."""
+    wanted, found = left.astype(np.float64), right.astype(np.float64)
     if not (np.isfinite(wanted).all() and np.isfinite(found).all()):
-        return math.inf, math.inf
+        return np.full(len(wanted), math.inf), math.inf
     away = np.linalg.norm(wanted - found, axis=1)
-    # A row that should be zero is measured by itself, so that rounding there does not count as infinite.
-    lengths = np.maximum(np.linalg.norm(wanted, axis=1), 1e-3)
-    return float((away / lengths).max()), float(np.abs(wanted - found).max())
+    return away / np.maximum(np.linalg.norm(wanted, axis=1), SMALL), float(np.abs(wanted - found).max())
