@@ -64,7 +64,8 @@ def auto_class(kind: Kind, head: Head, config: dict[str, Any]) -> Any:
         return transformers.AutoModelForSequenceClassification
     if head.kind == "token_classification":
         return transformers.AutoModelForTokenClassification
-    if config.get("is_encoder_decoder"):  # of T5 and its kind, the encoder alone
+    if config.get("is_encoder_decoder") or config["architectures"][0].endswith("EncoderModel"):
+        # Of T5 and its kind, the encoder alone.
         return transformers.AutoModelForTextEncoding
     return transformers.AutoModel
 
