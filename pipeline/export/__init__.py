@@ -32,4 +32,4 @@ def export(source: Source, recipe: ExportRecipe) -> ExportedGraph:
         return export_decoder(model, max_length, recipe.opset)
     from .encoder import export_encoder
 
-    return export_encoder(model, source.pooling, source.normalize, max_length, recipe.opset)
+    return export_encoder(model, source.pooling, source.normalize, max_length, recipe.opset, source.head)

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from .encoder import rows_of, token_types
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -20,11 +22,19 @@ def run_module(source: Source, inputs: Sequence[Sequence[int]]) -> list[npt.NDAr
 
     Loads the module and lets go of it: an export prepares its module in place, so that one is no reference.
     """
-    model = source.load()
+    return run_loaded(source.load(), source, inputs)
+
+
+def run_loaded(
+    model: PreTrainedModel, source: Source, inputs: Sequence[Sequence[int]]
+) -> list[npt.NDArray[np.float32]]:
+    """`run_module` on a module that is loaded already."""
     with torch.inference_mode():
         if source.kind == "decoder":
             return [_logits(model, ids) for ids in inputs]
-        return [_embedding(model, ids, source) for ids in inputs]
+        if source.head.kind == "embedding":
+            return [_embedding(model, ids, source) for ids in inputs]
+        return [_head_logits(model, ids) for ids in inputs]
 
 
 def _logits(model: PreTrainedModel, ids: Sequence[int]) -> npt.NDArray[np.float32]:
@@ -35,8 +45,23 @@ def _logits(model: PreTrainedModel, ids: Sequence[int]) -> npt.NDArray[np.float3
 
 def _embedding(model: PreTrainedModel, ids: Sequence[int], source: Source) -> npt.NDArray[np.float32]:
     """float32 [2, hidden], both rows the same: `run_encoder` gives one row batched and one alone."""
-    hidden = model(input_ids=torch.tensor([ids])).last_hidden_state[0].double()
+    hidden = model(input_ids=torch.tensor([ids]), **_types(model, ids)).last_hidden_state[0].double()
     pooled = hidden.mean(dim=0) if source.pooling == "mean" else hidden[0]
     if source.normalize:
         pooled = pooled / pooled.norm()
     return np.stack([pooled.float().numpy()] * 2)
+
+
+def _head_logits(model: PreTrainedModel, ids: Sequence[int]) -> npt.NDArray[np.float32]:
+    """As `rows_of` lays them out: what `run_encoder` gives batched and what it gives alone are the same here."""
+    logits = model(input_ids=torch.tensor([ids]), **_types(model, ids)).logits[0].float().numpy()
+    return rows_of([logits] * 2, len(ids), logits=True)
+
+
+def _types(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, torch.Tensor]:
+    """Token types as `padded` gives them, where the exported graph takes any."""
+    from pipeline.export.encoder import encoder_inputs
+
+    if "token_type_ids" not in encoder_inputs(model):
+        return {}
+    return {"token_type_ids": torch.tensor([token_types(len(ids)).tolist()])}

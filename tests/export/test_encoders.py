@@ -1,13 +1,18 @@
-"""Sentence encoders: dynamic batch and length, pooling inside the graph, padding without influence."""
+"""Sentence encoders: dynamic batch and length, pooling inside the graph, padding without influence.
+
+`python -m tests.export.test_encoders` writes the table of docs/encoders.md.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import pytest
 import torch
 import transformers
@@ -20,29 +25,23 @@ from pipeline.export.encoder import export_encoder
 from pipeline.export.exported import ExportedGraph
 from pipeline.recipe import ExportRecipe, SourceRecipe
 from pipeline.sources import open_source
+from tests.export.encoder_families import CARRIED, MAX_LENGTH, REFUSED, Family, Refused
 from tests.export.runners import serialized, session
 from tests.export.tiny_models import VOCABULARY, sharpened
 
 Floats = npt.NDArray[np.float32]
-TINY = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 48,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 70,
-    "pad_token_id": 1,
+DOCS = Path(__file__).parents[2] / "docs" / "encoders.md"
+LENGTHS = ((6,), (1,), (9, 2, 40), (3, 3, 3, 3, MAX_LENGTH))
+SWITCHES = {
+    "learned positions": "position_embeddings",
+    "positions counted from padding": "position_embeddings",
+    "token types": "token_type_embeddings",
+    "relative bias": "relative_attention_bias",
+    "disentangled attention": "rel_embeddings",
+    "convolution": "conv.conv",
+    "rotary": "inv_freq",
 }
-DISTILBERT = {"dim": 48, "hidden_dim": 64, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 70}
-MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "Bert": ("mean", TINY),
-    "Roberta": ("cls", {**TINY, "type_vocab_size": 1}),
-    "DistilBert": ("mean", {"vocab_size": VOCABULARY, **DISTILBERT}),
-    "XLMRoberta": ("mean", {**TINY, "type_vocab_size": 1}),
-    "Camembert": ("mean", {**TINY, "type_vocab_size": 1}),
-    "Electra": ("mean", {**TINY, "embedding_size": 32}),
-}
-LENGTHS = ((6,), (1,), (9, 2, 40), (3, 3, 3, 3, 12))
+"""Feature -> part of the names of its weights: of zeros, the feature is off."""
 
 
 def _embed(model: transformers.PreTrainedModel, ids: list[int], pooling: str, normalize: bool) -> Floats:
@@ -53,59 +52,109 @@ def _embed(model: transformers.PreTrainedModel, ids: list[int], pooling: str, no
     return embedding / np.sqrt((embedding**2).sum()) if normalize else embedding
 
 
-def _run(running: Any, sentences: list[list[int]], extra_padding: int = 0, pad: int = 1) -> Floats:
+def run(running: Any, texts: list[list[int]], extra_padding: int = 0, pad: int = 1) -> Floats:
     """One padded batch through the exported graph."""
-    length = max(map(len, sentences)) + extra_padding
-    ids = np.full((len(sentences), length), pad, np.int64)
-    mask = np.zeros((len(sentences), length), np.int64)
-    for row, sentence in enumerate(sentences):
-        ids[row, : len(sentence)] = sentence
-        mask[row, : len(sentence)] = 1
+    length = max(map(len, texts)) + extra_padding
+    ids = np.full((len(texts), length), pad, np.int64)
+    mask = np.zeros((len(texts), length), np.int64)
+    for row, text in enumerate(texts):
+        ids[row, : len(text)] = text
+        mask[row, : len(text)] = 1
     feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
     names = [value.name for value in running.get_inputs()]
-    embeddings: Floats = running.run(["embedding"], {name: feed[name] for name in names})[0]
-    return embeddings
+    (output,) = running.run(None, {name: feed[name] for name in names})
+    result: Floats = output
+    return result
 
 
 @dataclass
-class Case:
-    """A tiny encoder: its graph in ONNX Runtime, and transformers' model."""
+class Carried:
+    """A tiny encoder: its graph, the same in ONNX Runtime, and transformers' model. Those pooled by the mean are
+    normalized too, so that both settings are covered."""
 
+    family: Family
+    graph: onnx.ModelProto
     running: Any
-    expect: Callable[[list[int]], Floats]
+    reference: transformers.PreTrainedModel
+
+    def expect(self, text: list[int]) -> Floats:
+        pooling = self.family.pooling
+        return _embed(self.reference, text, pooling, normalize=pooling == "mean")
 
 
-@pytest.fixture(scope="module", params=list(MODELS))
-def case(request: pytest.FixtureRequest) -> Case:
-    """Mean-pooled models are normalized too, so that both settings are covered."""
-    pooling, settings = MODELS[request.param]
-    normalize = pooling == "mean"
-
-    def build() -> Any:
-        torch.manual_seed(0)
-        config = getattr(transformers, f"{request.param}Config")(**settings, attn_implementation="eager")
-        return sharpened(getattr(transformers, f"{request.param}Model")(config))
-
-    literal: Literal["mean", "cls"] = "cls" if pooling == "cls" else "mean"
-    graph = export_encoder(build(), literal, normalize, max_length=64, opset=24)
-    reference = build()
-    return Case(session(serialized(graph.model)), lambda ids: _embed(reference, ids, pooling, normalize))
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(family, id=family.name, marks=pytest.mark.wide if family.wide else ())
+        for family in CARRIED
+    ],
+)
+def carried(request: pytest.FixtureRequest) -> Carried:
+    family: Family = request.param
+    exported = export_encoder(family.model(), family.pooling, family.pooling == "mean", MAX_LENGTH, opset=24)
+    graph = serialized(exported.model)
+    return Carried(family, graph, session(graph), family.model())
 
 
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-def test_a_tiny_encoder_embeds_as_transformers(case: Case, lengths: tuple[int, ...]) -> None:
+def test_a_tiny_encoder_embeds_as_transformers(carried: Carried, lengths: tuple[int, ...]) -> None:
     random = np.random.default_rng(5)
-    sentences = [random.integers(3, VOCABULARY, length).tolist() for length in lengths]
-    embeddings = _run(case.running, sentences)
-    for sentence, embedding in zip(sentences, embeddings, strict=True):
-        np.testing.assert_allclose(embedding, case.expect(sentence), rtol=0, atol=1e-4)
+    texts = [random.integers(3, VOCABULARY, length).tolist() for length in lengths]
+    for text, embedding in zip(texts, run(carried.running, texts), strict=True):
+        np.testing.assert_allclose(embedding, carried.expect(text), rtol=0, atol=1e-4)
 
 
-def test_padding_does_not_matter(case: Case) -> None:
-    sentences = [[5, 6, 7], [8, 9, 10, 11, 12]]
+def test_padding_does_not_matter(carried: Carried) -> None:
+    texts = [[5, 6, 7], [8, 9, 10, 11, 12]]
     np.testing.assert_allclose(
-        _run(case.running, sentences, extra_padding=20), _run(case.running, sentences), rtol=0, atol=1e-5
+        run(carried.running, texts, extra_padding=20), run(carried.running, texts), rtol=0, atol=1e-5
     )
+
+
+def test_without_a_feature_the_embedding_changes(carried: Carried) -> None:
+    """So the test above would see a feature that is lost on the way."""
+    text = np.random.default_rng(6).integers(3, VOCABULARY, 40).tolist()
+    for feature in carried.family.features:
+        if feature in SWITCHES:
+            spoilt = session(_zeroed(carried.graph, SWITCHES[feature]))
+            found = run(spoilt, [text])[0]
+        elif feature == "window":
+            wide = carried.family.model(layer_types=["full_attention"] * 2)
+            found = _embed(wide, text, "mean", normalize=True)
+        else:
+            continue
+        assert np.abs(found - carried.expect(text)).max() > 1e-2, f"{feature} changes nothing"
+
+
+def _zeroed(graph: onnx.ModelProto, part: str) -> onnx.ModelProto:
+    """A copy whose weights with `part` in their names are zeros. Some graph weights must have it."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(graph)
+    found = [weight for weight in copy.graph.initializer if part in weight.name]
+    assert found, f"no weight is called {part}"
+    for weight in found:
+        weight.raw_data = bytes(len(weight.raw_data))
+    return copy
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        pytest.param(refused, id=refused.family.name, marks=pytest.mark.wide if refused.family.wide else ())
+        for refused in REFUSED
+    ],
+)
+def test_what_is_not_carried_is_refused_with_the_reason(refused: Refused) -> None:
+    with pytest.raises(UnsupportedModel, match=re.escape(refused.reason)):
+        export_encoder(refused.family.model(), "mean", True, MAX_LENGTH, opset=24)
+
+
+@pytest.mark.parametrize("name", ["RoBERTa", "MPNet"])
+def test_texts_longer_than_the_position_table_are_refused(name: str) -> None:
+    """A table of 70 rows, counted from the third on."""
+    (family,) = [family for family in CARRIED if family.name == name]
+    with pytest.raises(UnsupportedModel, match=r"holds 68 tokens, fewer than the 69 .* --max-length 68"):
+        export_encoder(family.model(), "mean", True, 69, opset=24)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +170,7 @@ def test_minilm_embeds_as_transformers_with_pooling(minilm: ExportedGraph) -> No
         source.folder, dtype=torch.float32, attn_implementation="eager"
     ).eval()
     sentences = parity_prompts(source.tokenizer_file, source.vocab_size, lengths=(8, 3, 31, 120, 14, 60))
-    embeddings = _run(session(serialized(minilm.model)), sentences, pad=0)
+    embeddings = run(session(serialized(minilm.model)), sentences, pad=0)
     assert embeddings.shape == (6, 384)
     for sentence, embedding in zip(sentences, embeddings, strict=True):
         assert float(embedding @ _embed(reference, sentence, "mean", normalize=True)) >= 0.99999
@@ -144,5 +193,5 @@ def test_causal_models_are_no_encoders() -> None:
         vocab_size=99, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
     )
     model = sharpened(transformers.LlamaModel(config))
-    with pytest.raises(UnsupportedModel, match="causal or has a window"):
+    with pytest.raises(UnsupportedModel, match="attention is causal"):
         export_encoder(model, "mean", True, max_length=64, opset=24)
