@@ -18,7 +18,7 @@ from .lock import NAME as LOCK
 from .lock import locked
 from .packages import missing_packages
 from .recipe import Recipe
-from .stages import Parity, Progress, Runner, Silent, Stage, StageRow
+from .stages import Parity, Product, Progress, Runner, Silent, Stage, StageRow
 from .steps import compile as compile_step
 from .steps import emit as emit_step
 from .steps import export as export_step
@@ -116,7 +116,7 @@ def _run(
     workspace.sweep()
     rows = []
     for name in stages:
-        rows.append(runner.run(_gated(steps[name](context), context.recipe)))
+        rows.append(runner.run(_gated(steps[name](context), context)))
         # From the first artifact on: the commands that repeat a later stage read the recipe here.
         _write(workspace.path(RECIPE), context.recipe.to_yaml())
     runner.hashes.save()
@@ -127,9 +127,9 @@ def _run(
     return result
 
 
-def _gated(stage: Stage, recipe: Recipe) -> Stage:
+def _gated(stage: Stage, context: BuildContext) -> Stage:
     """The stage with the recipe's tolerance, where the recipe has one for it."""
-    tolerance: Tolerance | None = getattr(recipe.parity, stage.name, None)
+    tolerance: Tolerance | None = getattr(context.recipe.parity, stage.name, None)
     if tolerance is None:
         return stage
 
@@ -138,7 +138,12 @@ def _gated(stage: Stage, recipe: Recipe) -> Stage:
 
         gate(stage.name, parity, tolerance)
 
-    return dataclasses.replace(stage, gate=judge)
+    def diagnose(product: Product) -> Sequence[str]:
+        from .steps.locating import diagnosis
+
+        return diagnosis(context, stage.name, product)
+
+    return dataclasses.replace(stage, gate=judge, diagnose=diagnose)
 
 
 def _check_room_for_all(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from model_repo.runtime.contract import EngineSpec
-from model_repo.runtime.errors import BadInput
+from model_repo.runtime.errors import BadInput, GateFailed
 from model_repo.runtime.manifest import FileRecord, Manifest, sha256_of_json
 
 from .disk import FreeBytes, check_room, free_bytes, write_errors
@@ -70,8 +70,9 @@ class Stage:
     `code`: files and folders below ROOT whose text decides; `packages`: distributions whose version decides;
     `recipe`: the recipe's values that decide; `inputs`: files read, asked for when the stage's turn comes.
     `given`: what else decides, such as facts that an earlier stage recorded, asked for at the same time.
-    `gate` raises GateFailed when the measured parity is outside the recipe's tolerance. `command` repeats
-    just this stage. `needed_bytes`: room on the disk that it takes at most.
+    `gate` raises GateFailed when the measured parity is outside the recipe's tolerance; `diagnose` then says, a line
+    each, where in the product the difference comes from. `command` repeats just this stage. `needed_bytes`: room
+    on the disk that it takes at most.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Stage:
     command: Sequence[str]
     given: Callable[[], Mapping[str, Any]] = dict
     gate: Callable[[Parity], None] = lambda parity: None
+    diagnose: Callable[[Product], Sequence[str]] = lambda product: ()
     needed_bytes: int = 0
 
 
@@ -148,7 +150,7 @@ class Runner:
         begin = time.perf_counter()
         product = stage.run()
         seconds = time.perf_counter() - begin
-        stage.gate(product.parity)
+        self._judge(stage, product)
         manifest = Manifest(
             stage=stage.name,
             recipe=stage.recipe,
@@ -167,6 +169,16 @@ class Runner:
             self.hashes.remember(self.workspace.path(record.path), record.sha256)
         self.hashes.save()
         return StageRow(stage.name, True, manifest.seconds, _bytes(manifest), product.parity)
+
+    def _judge(self, stage: Stage, product: Product) -> None:
+        """Raises GateFailed when parity is outside the tolerance, with what the diagnosis says as notes."""
+        try:
+            stage.gate(product.parity)
+        except GateFailed as error:
+            self.progress.say(f"{stage.name} is outside its tolerance; looking for the node that departs")
+            for line in stage.diagnose(product):
+                error.add_note(line)
+            raise
 
     def _unchanged(self, stage: Stage, key: str) -> Manifest | None:
         """The stage's manifest if what it describes is there and has this key."""

@@ -45,7 +45,8 @@ def run_decoder(
     differ, later steps mix prefill chunks with single tokens.
     """
     tables = block_tables([len(prompt) for prompt in prompts])
-    pools = _pools(kv, int(tables.max()) + 1)
+    zeroed = zeroed_pools(kv, int(tables.max()) + 1)
+    pools = {name: ort.OrtValue.ortvalue_from_numpy(pool) for name, pool in zeroed.items()}
     results: list[list[npt.NDArray[np.float32]]] = [[] for _ in prompts]
     for parts in schedule([len(prompt) for prompt in prompts]):
         step = step_tensors(parts, prompts, tables)
@@ -113,11 +114,10 @@ def step_tensors(
     )
 
 
-def _pools(kv: Sequence[KVSpec], num_blocks: int) -> dict[str, ort.OrtValue]:
-    """Zeroed pools by input name, [num_blocks, BLOCK_SIZE, kv_heads, dim]; the graph writes to them."""
+def zeroed_pools(kv: Sequence[KVSpec], num_blocks: int) -> dict[str, npt.NDArray[np.generic]]:
+    """Pools by input name, [num_blocks, BLOCK_SIZE, kv_heads, dim]; the graph writes to them."""
     pools = {}
     for layer, spec in enumerate(kv):
         for name, dim in ((key_cache(layer), spec.key_dim), (value_cache(layer), spec.value_dim)):
-            zeros = np.zeros((num_blocks, BLOCK_SIZE, spec.kv_heads, dim), np.dtype(spec.dtype))
-            pools[name] = ort.OrtValue.ortvalue_from_numpy(zeros)
+            pools[name] = np.zeros((num_blocks, BLOCK_SIZE, spec.kv_heads, dim), np.dtype(spec.dtype))
     return pools
