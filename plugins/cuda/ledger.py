@@ -57,6 +57,7 @@ FORMS = (
     Form("flash_attention", "16 bit, mma.sync, every chip", _FLASH, cases="^(?!.*float8).*form=1"),
     Form("flash_attention", "E4M3, mma.sync, from 8.9", _FLASH, 89, cases="float8.*form=1"),
     Form("flash_attention", "16 bit, TMA and WGMMA, 9.0", _FLASH_SM90, 90, 90, "^(?!.*(?:float8|form=1))"),
+    Form("flash_attention", "E4M3, TMA and WGMMA, 9.0", _FLASH_SM90, 90, 90, "^(?!.*form=1).*float8"),
     Form("gated_activation", SINGLE_FORM, _ACTIVATIONS),
     Form("layer_norm", SINGLE_FORM, _NORMS),
     Form("paged_attention", "16-bit pools, every chip", _PAGED, cases=_OF_16_BITS),

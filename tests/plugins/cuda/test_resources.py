@@ -70,12 +70,18 @@ TILES = ("LDGSTS", "LDSM", "HMMA|QMMA|IMMA")
 """cp.async into shared memory, ldmatrix out of it, and mma.sync."""
 
 WANTED = {
-    "flash_attention_sm90_kernel": ("UTMALDG", "SYNCS", "HGMMA|QGMMA"),  # TMA, mbarrier, WGMMA
+    "flash_attention_sm90_kernel": ("UTMALDG", "SYNCS"),  # TMA, mbarrier
     "flash_attention_kernel": TILES,
     "paged_attention_kernel": TILES,
     "weight_only_gemm_kernel": TILES,
 }
 """Instructions that each kernel's machine code must have, by its template; one of those between bars."""
+
+PRODUCTS = {False: ("HGMMA",), True: ("QGMMA", "LDSM", "STSM")}
+"""WGMMA in `flash_attention_sm90_kernel`: of 16 bits, and (True) of E4M3, with what transposes the values."""
+
+SERIALIZED = "wgmma.mma_async instructions are serialized"
+"""ptxas where it could not leave products under way: nothing would overlap with them."""
 
 
 EMPTY = 64
@@ -101,7 +107,12 @@ def test_machine_code_uses_the_chip(kernels: Build, architecture: str) -> None:
             if counts.total() < EMPTY:
                 continue
             seen.add(template)
-            for choice in WANTED.get(template, ()):
+            wanted = WANTED.get(template, ())
+            if template == "flash_attention_sm90_kernel":
+                is_e4m3 = "e4m3" in names[kernel]
+                wanted += PRODUCTS[is_e4m3]
+                wrong += [f"{names[kernel]}: {op}" for op in PRODUCTS[not is_e4m3] if counts[op]]
+            for choice in wanted:
                 if not any(counts[opcode] for opcode in choice.split("|")):
                     wrong.append(f"{names[kernel]}: no {choice}")
             if (counts["LDL"] or counts["STL"]) and template not in resources.LOCAL_BYTES:
@@ -109,6 +120,12 @@ def test_machine_code_uses_the_chip(kernels: Build, architecture: str) -> None:
     assert wrong == []
     only_hopper = {"flash_attention_sm90_kernel"}
     assert set(WANTED) - (only_hopper if architecture != "sm_90a" else set()) <= seen
+
+
+def test_products_of_warpgroups_are_left_under_way(kernels: Build) -> None:
+    with_wgmma = [unit for unit in kernels.units if unit.unit.endswith("_sm90.cu")]
+    assert with_wgmma
+    assert [unit.unit for unit in with_wgmma if SERIALIZED in unit.ptxas] == []
 
 
 def test_committed_report_names_the_kernels_there_are(kernels: Build) -> None:
