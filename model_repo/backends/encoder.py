@@ -11,6 +11,7 @@ import numpy.typing as npt
 from ..runtime.encoder import EncoderEngine
 from ..runtime.errors import SlipwayError
 from . import startup
+from .interface import TOKEN_TYPES
 from .logs import to_standard_error
 from .metrics import COUNTS, Counters, Histograms, Total
 from .tensors import arrays, error_response, response
@@ -40,20 +41,43 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response a request; what arrives together is computed together."""
-        texts = [_rows(request) for request in requests]
+        inputs = [arrays(request) for request in requests]
+        texts = [_rows(each["input_ids"]) for each in inputs]
         try:
-            embeddings = self.engine.embed([ids for rows in texts for ids in rows])
+            answers = self._computed(texts, inputs)
         except SlipwayError as error:
             if len(requests) == 1:
                 return [error_response(error)]
             return [answer for request in requests for answer in self.execute([request])]
         self.counters.publish(self.engine.metrics.counters())
         self.histograms.publish(self.engine.metrics.take_observations())
+        return [response({self.engine.spec.head.output: answer}) for answer in answers]
+
+    def _computed(
+        self, texts: list[list[list[int]]], inputs: list[dict[str, npt.NDArray[Any]]]
+    ) -> list[npt.NDArray[np.float32]]:
+        """The output tensor of each request. Raises SlipwayError."""
+        together = [ids for rows in texts for ids in rows]
         ends = np.cumsum([len(rows) for rows in texts])[:-1]
-        return [response({"embedding": part}) for part in np.split(embeddings, ends)]
+        if self.engine.spec.head.kind == "embedding":
+            return np.split(self.engine.embed(together), ends)
+        types = None
+        if TOKEN_TYPES.name in inputs[0]:
+            types = [kinds for each in inputs for kinds in _rows(each[TOKEN_TYPES.name])]
+        logits = self.engine.logits(together, types)
+        starts = [0, *ends.tolist()]
+        return [_filled(logits[start : start + len(rows)]) for start, rows in zip(starts, texts, strict=True)]
 
 
-def _rows(request: Any) -> list[list[int]]:
-    """Token ids of each text of a request, without what fills the rows."""
-    input_ids: npt.NDArray[np.int32] = arrays(request)["input_ids"]
-    return [row[row >= 0].tolist() for row in input_ids]
+def _rows(tensor: npt.NDArray[np.int32]) -> list[list[int]]:
+    """The rows of a request's tensor, one a text, without what fills them."""
+    return [row[row >= 0].tolist() for row in tensor]
+
+
+def _filled(logits: list[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+    """One array of the logits of several texts; rows of tokens are filled with NaN."""
+    longest = max(len(each) for each in logits)
+    filled = np.full((len(logits), longest, *logits[0].shape[1:]), np.nan, np.float32)
+    for row, each in zip(filled, logits, strict=True):
+        row[: len(each)] = each
+    return filled

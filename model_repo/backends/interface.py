@@ -74,9 +74,45 @@ GENERATED: tuple[Field, ...] = (Field("piece", "UINT8", (-1,), "one response pac
 GONE = Field("gone", "UINT64", (-1,), "answer to a probe: streams whose client is gone")
 
 ENCODER_INPUTS: tuple[Field, ...] = (Field("text_input", "STRING", (1,), "the text"),)
+TEXT_PAIR = Field(
+    "text_pair", "STRING", (1,), "a second text, judged together with the first (rerankers: the passage)"
+)
+"""Optional, and taken by classifiers of whole texts only."""
+
 TOKENIZED: tuple[Field, ...] = (Field("input_ids", "INT32", (-1,), "tokens; rows are filled with -1"),)
+TOKEN_TYPES = Field(
+    "token_type_ids", "INT32", (-1,), "1 for tokens of the second text; rows are filled with -1"
+)
+OFFSETS = Field("offsets", "INT32", (-1, 2), "characters [start, end) of each token; rows are filled with -1")
+
+LABEL = Field("label", "STRING", (1,), "the label with the highest score")
+SCORE = Field("score", "FP32", (1,), "its score; of a reranker, or any model with one label, the only output")
+ENTITIES = Field(
+    "entities",
+    "STRING",
+    (1,),
+    'JSON: [{"label": ..., "score": ..., "start": ..., "end": ..., "text": ...}, ...]',
+)
 
 
 def embedding(hidden_size: int) -> Field:
-    """An encoder's output."""
+    """An encoder's output without a head."""
     return Field("embedding", "FP32", (hidden_size,), "the text's embedding")
+
+
+def logits(num_labels: int, per_token: bool) -> Field:
+    """What an encoder with a head hands on to the labels' step."""
+    dims = (-1, num_labels) if per_token else (num_labels,)
+    return Field("logits", "FP32", dims, "logits of the labels; rows of tokens are filled with NaN")
+
+
+def scores(num_labels: int) -> Field:
+    """The scores of all labels."""
+    return Field("scores", "FP32", (num_labels,), "the scores of all labels, in the model's order")
+
+
+def label_outputs(num_labels: int, per_token: bool) -> tuple[Field, ...]:
+    """What apps get from an encoder with a head."""
+    if per_token:
+        return (ENTITIES,)
+    return (SCORE,) if num_labels == 1 else (LABEL, SCORE, scores(num_labels))

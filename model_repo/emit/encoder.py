@@ -1,13 +1,17 @@
-"""The Triton models of an encoder: preprocess, the engine with dynamic batching, and their ensemble."""
+"""The Triton models of an encoder: preprocess, the engine with dynamic batching, for heads the labels' step, and
+their ensemble."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 from ..backends import interface
+from ..runtime.contract import EngineSpec
 from ..runtime.errors import BadInput
 from ..runtime.manifest import Manifest
-from .configs import DynamicBatching, EnsembleStep, ModelConfig
+from .configs import DynamicBatching, EnsembleStep, ModelConfig, Tensor
 from .decoder import onnxruntime_requirement, same, tensors
 from .files import ENGINE, ModelFiles
 from .settings import ServeSettings
@@ -16,22 +20,34 @@ MAX_BATCH = 64
 DELAY_MICROSECONDS = 2000
 """Texts that arrive together leave tokenization one by one; the first waits so long for the rest."""
 
+Fields = tuple[interface.Field, ...]
+
 
 def encoder(name: str, engine_dir: Path, manifest: Manifest, serve: ServeSettings) -> list[ModelFiles]:
     """All models that serve the encoder in `engine_dir` as `name`."""
     spec = manifest.engine
-    if spec is None or spec.hidden_size is None:
-        raise BadInput(f"{engine_dir / 'engine.json'} does not say the embedding's size; build it again")
+    assert spec is not None, "the caller read spec.kind"
     engine_files = {f"{ENGINE}/{record.path}": engine_dir / record.path for record in manifest.outputs}
     engine_files[f"{ENGINE}/engine.json"] = engine_dir / "engine.json"
-    output = (interface.embedding(spec.hidden_size),)
+    read = _engine_inputs(spec)
+    offsets = (interface.OFFSETS,) if _per_token(spec) else ()
+    given = _engine_output(spec, engine_dir)
     preprocess, engine = f"{name}_preprocess", f"{name}_encoder"
-    return [
+    inputs: Fields = interface.ENCODER_INPUTS
+    asked = tensors(inputs)
+    if spec.head.takes_pairs:
+        inputs = (*inputs, interface.TEXT_PAIR)
+        asked = (*asked, *tensors((interface.TEXT_PAIR,), optional=True))
+    steps = [
+        EnsembleStep(preprocess, same(inputs), same(read, offsets)),
+        EnsembleStep(engine, same(read), same(given)),
+    ]
+    models = [
         ModelFiles(
             ModelConfig(
                 preprocess,
-                tensors(interface.ENCODER_INPUTS),
-                tensors(interface.TOKENIZED),
+                asked,
+                tensors((*read, *offsets)),
                 max_batch_size=MAX_BATCH,
                 dynamic_batching=DynamicBatching(),
                 parameters={"max_length": str(spec.max_length)},
@@ -43,8 +59,8 @@ def encoder(name: str, engine_dir: Path, manifest: Manifest, serve: ServeSetting
         ModelFiles(
             ModelConfig(
                 engine,
-                tensors(interface.TOKENIZED, ragged=True),
-                tensors(output),
+                tensors(read, ragged=True),
+                tensors(given),
                 max_batch_size=MAX_BATCH,
                 dynamic_batching=DynamicBatching(DELAY_MICROSECONDS),
                 parameters={"ensemble": name},
@@ -53,16 +69,48 @@ def encoder(name: str, engine_dir: Path, manifest: Manifest, serve: ServeSetting
             engine_files,
             ("numpy>=1.26", onnxruntime_requirement(manifest)),
         ),
-        ModelFiles(
-            ModelConfig(
-                name,
-                tensors(interface.ENCODER_INPUTS),
-                tensors(output),
-                max_batch_size=MAX_BATCH,
-                steps=(
-                    EnsembleStep(preprocess, same(interface.ENCODER_INPUTS), same(interface.TOKENIZED)),
-                    EnsembleStep(engine, same(interface.TOKENIZED), same(output)),
-                ),
-            )
-        ),
     ]
+    outputs = given
+    if spec.head.kind != "embedding":
+        outputs = interface.label_outputs(len(spec.head.labels), _per_token(spec))
+        needed = (*given, *offsets, *(interface.ENCODER_INPUTS if _per_token(spec) else ()))
+        models.append(_labels(f"{name}_postprocess", spec, needed, tensors(outputs)))
+        steps.append(EnsembleStep(f"{name}_postprocess", same(needed), same(outputs)))
+    config = ModelConfig(name, asked, tensors(outputs), max_batch_size=MAX_BATCH, steps=tuple(steps))
+    return [*models, ModelFiles(config)]
+
+
+def _labels(name: str, spec: EngineSpec, needed: Fields, outputs: tuple[Tensor, ...]) -> ModelFiles:
+    """The step from logits to labels."""
+    return ModelFiles(
+        ModelConfig(
+            name,
+            tensors(needed, ragged=_per_token(spec)),
+            outputs,
+            max_batch_size=MAX_BATCH,
+            dynamic_batching=DynamicBatching(),
+            parameters={"head": json.dumps(asdict(spec.head))},
+        ),
+        "labels_postprocess",
+        requirements=("numpy>=1.26",),
+    )
+
+
+def _per_token(spec: EngineSpec) -> bool:
+    return spec.head.kind == "token_classification"
+
+
+def _engine_inputs(spec: EngineSpec) -> Fields:
+    """Token types go along where a text can have a second one, and the model tells them apart."""
+    types = interface.TOKEN_TYPES
+    told_apart = spec.head.takes_pairs and types.name in spec.encoder_inputs
+    return (*interface.TOKENIZED, types) if told_apart else interface.TOKENIZED
+
+
+def _engine_output(spec: EngineSpec, engine_dir: Path) -> Fields:
+    """Raises BadInput when the manifest lacks the size."""
+    if spec.head.kind != "embedding":
+        return (interface.logits(len(spec.head.labels), _per_token(spec)),)
+    if spec.hidden_size is None:
+        raise BadInput(f"{engine_dir / 'engine.json'} does not say the embedding's size; build it again")
+    return (interface.embedding(spec.hidden_size),)

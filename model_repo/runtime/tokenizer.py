@@ -7,7 +7,7 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import jinja2
 import jinja2.sandbox
@@ -16,6 +16,18 @@ import tokenizers
 from .errors import BadInput
 
 CHAT_TEMPLATE = "chat_template.jinja"
+
+
+class Encoding(NamedTuple):
+    """A text, or a pair of texts, as tokens.
+
+    `token_types`: 1 where the tokenizer counts a token to the second text. `offsets`: the characters [start, end) of
+    the text that each token covers; empty (start = end) where it covers none, as the tokens put around a text.
+    """
+
+    ids: list[int]
+    token_types: list[int]
+    offsets: list[tuple[int, int]]
 
 
 class Tokenizer:
@@ -53,6 +65,13 @@ class Tokenizer:
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`, with what the tokenizer puts around it unless told not to."""
         return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def encode_pair(self, text: str, pair: str | None) -> Encoding:
+        """`text`, and `pair` behind it unless it is None, with what the tokenizer puts around them."""
+        made = self._tokenizer.encode(text, pair)
+        special = made.special_tokens_mask
+        offsets = [(0, 0) if around else span for span, around in zip(made.offsets, special, strict=True)]
+        return Encoding(list(made.ids), list(made.type_ids), offsets)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of token ids; special tokens are left out."""

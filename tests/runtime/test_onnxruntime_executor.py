@@ -18,11 +18,11 @@ from model_repo.runtime.contract import (
     key_cache,
     value_cache,
 )
-from model_repo.runtime.encoder import EncoderEngine
 from model_repo.runtime.engine import Engine
 from model_repo.runtime.errors import BadInput
 from model_repo.runtime.onnxruntime_executor import MAX_BINDINGS, OnnxRuntimeExecutor
 from model_repo.runtime.request import Request, SamplingParams
+from tests.runtime.graphs import save
 
 onnx = pytest.importorskip("onnx", reason="graphs are written with the package onnx")
 
@@ -40,13 +40,6 @@ SPEC = EngineSpec(
     kv=KV,
     limits=Limits(max_batch=4, token_budget=8, max_length=32, block_size=4, num_blocks=10),
 )
-
-
-def _save(folder: Path, name: str, nodes: list[Any], inputs: list[Any], outputs: list[Any]) -> None:
-    graph = onnx.helper.make_graph(nodes, name, inputs, outputs)
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
-    onnx.checker.check_model(model)
-    onnx.save(model, folder / "engine.onnx")
 
 
 def write_decoder(folder: Path) -> Path:
@@ -96,7 +89,7 @@ def write_decoder(folder: Path) -> Path:
     nodes += [make("Unsqueeze", [column, "axis"], [f"{column}_2"]) for column in columns]
     nodes.append(make("Concat", [f"{column}_2" for column in columns], ["logits"], axis=1))
     logits = onnx.helper.make_tensor_value_info("logits", types["float32"], ["selected", VOCAB])
-    _save(folder, "sums", nodes, inputs, [logits])
+    save(folder, "sums", nodes, inputs, [logits])
     return folder
 
 
@@ -198,65 +191,3 @@ def test_pools_of_a_type_without_numpy_are_refused(tmp_path: Path) -> None:
     spec = EngineSpec(**{**vars(SPEC), "kv": (KVSpec(0, 1, 2, 2, 0, "bfloat16"),)})
     with pytest.raises(BadInput, match=r"bfloat16.*float32, float16"):
         OnnxRuntimeExecutor(write_decoder(tmp_path), spec, num_blocks=10, threads=1)
-
-
-# ------------------------------------------------------------------ encoders
-
-ENCODER = EngineSpec(
-    kind="encoder",
-    name="sums",
-    target="onnxruntime",
-    precision="fp32",
-    graph="engine.onnx",
-    plugin=None,
-    vocab_size=100,
-    max_length=16,
-    hidden_size=3,
-    encoder_inputs=("input_ids", "attention_mask", "token_type_ids"),
-)
-
-
-@pytest.fixture
-def encoder(tmp_path: Path) -> EncoderEngine:
-    """Embedding [sum of ids * mask, sum of mask, sum of type ids]: padding must not count."""
-    make, types = onnx.helper.make_node, onnx.TensorProto
-    inputs = [
-        onnx.helper.make_tensor_value_info(name, types.INT64, ["batch", "length"])
-        for name in ENCODER.encoder_inputs
-    ]
-    nodes = [
-        make("Constant", [], ["axis"], value_ints=[1]),
-        make("Mul", ["input_ids", "attention_mask"], ["seen"]),
-        *[make("ReduceSum", [name, "axis"], [f"{name}_sum"], keepdims=1)
-          for name in ("seen", "attention_mask", "token_type_ids")],
-        make("Concat", ["seen_sum", "attention_mask_sum", "token_type_ids_sum"], ["sums"], axis=1),
-        make("Cast", ["sums"], ["embedding"], to=types.FLOAT),
-    ]  # fmt: skip
-    output = onnx.helper.make_tensor_value_info("embedding", types.FLOAT, ["batch", 3])
-    _save(tmp_path, "sums", nodes, inputs, [output])
-    return EncoderEngine(tmp_path, ENCODER, None, threads=1)
-
-
-def test_texts_of_different_lengths_are_one_batch(encoder: EncoderEngine) -> None:
-    texts = [list(range(1, length + 1)) for length in (3, 16, 1, 7, 2, 9, 5, 11)]
-    embedding = encoder.embed(texts)
-    assert embedding.dtype == np.float32
-    assert embedding.tolist() == [[sum(text), len(text), 0] for text in texts]
-    assert encoder.metrics.take_observations() == [("batch_size", 8)]
-    assert encoder.metrics.counters() == {"steps": 1, "requests_stop": 8, "prompt_tokens": 54}
-    encoder.warm_up()
-
-
-@pytest.mark.parametrize(
-    ("texts", "words"),
-    [
-        ([], "no text to embed"),
-        ([[1], []], "0 tokens; this encoder takes 1 to 16"),
-        ([[1] * 17], "17 tokens; this encoder takes 1 to 16"),
-        ([[5, 100]], "outside the vocabulary; ids are 0 to 99"),
-        ([[-1]], "outside the vocabulary"),
-    ],
-)
-def test_texts_that_do_not_fit_are_refused(encoder: EncoderEngine, texts: Any, words: str) -> None:
-    with pytest.raises(BadInput, match=words):
-        encoder.embed(texts)
