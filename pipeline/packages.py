@@ -11,6 +11,7 @@ from model_repo.runtime.errors import BadInput
 
 DISTRIBUTIONS = {
     "click": "click",
+    "huggingface_hub": "huggingface_hub",
     "jinja2": "jinja2",
     "numpy": "numpy",
     "onnx": "onnx",

@@ -22,6 +22,8 @@ from pipeline.serve import Server, server
 
 CHAT_TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
 MAX_QUEUE = 16
+MODULES = {name: f"tests.pipeline.user_models:{name}" for name in ("scorer", "centered")}
+"""Served name -> function; models of named tensors."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,11 +36,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def builds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders with the compiled engines of `minilm` and `demo`; the latter got a chat template."""
+    """Folders with the compiled engines of `minilm`, `demo`, which got a chat template, and MODULES."""
     root = tmp_path_factory.mktemp("builds")
     stages = ("export", "fuse", "lower", "compile")
+    models = {"demo": "demo", "minilm": "minilm"} | MODULES
     folders = {
-        name: build(Recipe.for_model(name), root / name, stages=stages).folder for name in ("demo", "minilm")
+        name: build(Recipe.for_model(model), root / name, stages=stages).folder
+        for name, model in models.items()
     }
     template = folders["demo"] / "chat_template.jinja"
     template.write_text(CHAT_TEMPLATE)

@@ -47,5 +47,7 @@ def test_every_dependency_of_the_project_is_known() -> None:
 def test_the_package_gives_build_and_recipe() -> None:
     assert pipeline.build is build
     assert pipeline.Recipe is Recipe
-    with pytest.raises(AttributeError, match="no attribute 'bild'; it has BuildResult, Recipe, build"):
+    with pytest.raises(
+        AttributeError, match="no attribute 'bild'; it has BuildResult, ModuleExample, Recipe, build"
+    ):
         pipeline.bild  # noqa: B018
