@@ -23,6 +23,7 @@ COMMANDS = {
     "compile": "Stage 4: the engine that the runtime loads.",
     "emit": "Stage 5: the Triton model repository.",
     "check": "Verify manifests, hashes, configs and parity of a build.",
+    "parity": "Compare two artifacts, and name the node that departs.",
     "inspect": "Tables: operators, inputs, outputs, bytes, parity.",
     "generate": "Complete prompts with the engine loop, without a server.",
     "serve": "Build if needed, and serve with tritonserver.",

@@ -30,6 +30,22 @@ def paired_values(reference: ir.Model, candidate: ir.Model) -> dict[ir.Value, ir
     return pairs
 
 
+def borrow_notes(model: ir.Model, origin: ir.Model) -> None:
+    """Gives values and nodes of `model` what is noted on those of the same name in `origin`, in place.
+
+    ONNX Runtime writes its optimized graphs without notes, and keeps the names of tensors.
+    """
+    known = {value.name: (value, node) for node in origin.graph for value in node.outputs if value.name}
+    for node in model.graph:
+        for value in node.outputs:
+            if value.name not in known:
+                continue
+            other, maker = known[value.name]
+            value.metadata_props.update(other.metadata_props)
+            for key, text in maker.metadata_props.items():
+                node.metadata_props.setdefault(key, text)
+
+
 def _name(value: ir.Value) -> str:
     return value.name or ""
 

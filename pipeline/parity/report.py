@@ -61,7 +61,7 @@ def _first(walk: Walk, stage: str, against: str) -> list[str]:
         *_nodes(first.nodes),
         *(f"  reads {found}" for found in first.inputs),
     ]
-    if first.partners:
+    if first.partners and first.partners != first.nodes:
         lines += [f"in {against} it is {step.partner}, made by", *_nodes(first.partners)]
     elif step.partner != step.tensor:
         lines.append(f"in {against} it is the {step.partner}")

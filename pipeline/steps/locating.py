@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.child import in_child
 from pipeline.parity.feeds import Feeds, graph_feeds
+from pipeline.parity.pairs import borrow_notes
 from pipeline.parity.report import explain
 from pipeline.parity.stepwise import comparable_graph
 from pipeline.parity.walk import GraphReference, Walk, walk
@@ -46,8 +47,11 @@ def _between_graphs(context: BuildContext, stage: str, product: Product) -> list
     def feeds() -> list[Feeds]:
         return graph_feeds(facts.kind, facts.kv, inputs)
 
-    reference = GraphReference(comparable_graph(context.workspace.path(names[before])), feeds())
-    found = walk(reference, comparable_graph(product.files[names[stage]]), feeds)
+    wanted = comparable_graph(context.workspace.path(names[before]))
+    candidate = comparable_graph(product.files[names[stage]])
+    if stage == "compile":
+        borrow_notes(candidate, wanted)
+    found = walk(GraphReference(wanted, feeds()), candidate, feeds)
     return explain(found, stage, before)
 
 

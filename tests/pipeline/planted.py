@@ -1,12 +1,19 @@
-"""Faults for parity tests: one node of a graph made wrong, drawn by a seed."""
+"""Faults for parity tests: one node of a graph made wrong, drawn by a seed.
+
+`python -m tests.pipeline.planted GRAPH DAMAGED KIND SEED` writes such a graph, beside the weights of GRAPH.
+"""
 
 from __future__ import annotations
 
 import random
+import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
+
+from pipeline.graph import load_graph, save_graph
 
 SWAPS = {
     "Add": "Sub",
@@ -120,3 +127,15 @@ def _give(model: ir.Model, node: ir.Node, place: int, array: np.ndarray) -> None
     )
     model.graph.register_initializer(value)
     node.replace_input_with(place, value)
+
+
+def main(graph: str, damaged: str, kind: str, seed: str) -> None:
+    """Writes the damaged graph and says what was done."""
+    model = load_graph(Path(graph))
+    fault = plant(model, kind, int(seed))
+    save_graph(model, Path(damaged))
+    print(f"{kind} of {fault.operator} that makes {fault.output} changed: {damaged}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
