@@ -18,6 +18,7 @@ from pipeline.export.attention import UnsupportedModel
 from pipeline.export.decoder import export_decoder
 from pipeline.export.exported import ExportedGraph
 from plugins.cpu.build import registered
+from tests.conformance.node_cases import EMITTED
 from tests.export.families import CARRIED, REFUSED, Family, Refused
 from tests.export.packed_requests import Generated, Step, generate
 from tests.export.runners import serialized, session, session_step
@@ -91,6 +92,11 @@ def test_it_decodes_as_transformers(carried: Carried) -> None:
     assert [one.tokens for one in generated] == carried.tokens
     for one, expected in zip(generated, carried.logits, strict=True):
         np.testing.assert_allclose(np.stack(one.logits), expected, rtol=0, atol=LOGIT_TOLERANCE)
+
+
+def test_its_standard_operators_are_held_against_onnx_vectors(carried: Carried) -> None:
+    standard = {node.op_type for node in carried.graph.model.graph.all_nodes() if not node.domain}
+    assert standard <= set(EMITTED), "add them to tests.conformance"
 
 
 def test_without_a_feature_the_tokens_change(carried: Carried) -> None:
