@@ -171,7 +171,10 @@ SKIP_LAYER_NORMALIZATION = OperatorSchema(
     inputs=(
         Parameter("input", "T", "[..., hidden]", "one summand"),
         Parameter(
-            "skip", "T", "[..., hidden]", "the other; the last axes of input, repeated along the others"
+            "skip",
+            "T",
+            "[..., hidden]",
+            "the other: the last axes of input, repeated along the others, which may be 1 or absent",
         ),
         Parameter("weight", "T", "[hidden]", "factor of each element"),
         Parameter("bias", "T", "[hidden]", "added to the result", optional=True),

@@ -11,17 +11,29 @@ from typing import TYPE_CHECKING
 
 from model_repo.runtime.errors import BadInput
 
+from .activation import Activation
+from .arrangements import Arrangements
+from .bias_gelu import BiasGelu
+from .casts import Casts
 from .constant_folding import ConstantFolding
+from .conv_affine import ConvAffine
+from .dense_attention import DenseAttention
+from .duplicate_weights import DuplicateWeights
 from .gate_up import GateUp
+from .gated_halves import GeGlu, SwiGlu
+from .head_norm import HeadNorm
 from .index_cast import IndexCast
+from .layer_norm import LayerNorm
 from .linear import Linear
 from .qkv import Qkv
 from .rms_norm import RmsNorm
 from .rotary import Rotary
 from .rule import FusionReport, Matches, NearMiss, Rule, RuleReport
+from .shared_subgraphs import SharedSubgraphs
+from .skip_layer_norm import SkipLayerNorm
 from .skip_rms_norm import SkipRmsNorm
-from .swiglu import SwiGlu
 from .unit_axis import UnitAxis
+from .weight_arithmetic import WeightArithmetic
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -35,15 +47,28 @@ def rules(max_length: int | None) -> tuple[Rule, ...]:
     """All rules in the order in which they run. `max_length`: tokens that rotary tables cover."""
     return (
         ConstantFolding(),
+        SharedSubgraphs(),
+        DuplicateWeights(),
+        WeightArithmetic(),
+        Casts(),
         RmsNorm(),
+        LayerNorm(),
+        Activation(),
+        HeadNorm(),
         Rotary(max_length),
+        DenseAttention(),
         UnitAxis(),  # before what looks at products: they read matrices afterwards
+        Arrangements(),
         IndexCast(),
         Linear(),
+        ConvAffine(),
         Qkv(),
         GateUp(),
         SwiGlu(),
+        GeGlu(),
+        BiasGelu(),
         SkipRmsNorm(),
+        SkipLayerNorm(),
     )
 
 

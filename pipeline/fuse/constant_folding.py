@@ -1,7 +1,9 @@
 """Constants computed once at build time, and each of them kept once.
 
-Only small constants are folded (shapes, axes, scalars, frequencies): weights are parameters with an origin,
-and what is computed from them is left to the rules that know them.
+Nodes that compute the same from the same are left to `shared_subgraphs`.
+
+Only small constants are folded (shapes, axes, scalars, frequencies; a bias of zeros may come of them): weights
+are parameters with an origin, and what is computed from them is left to the rules that know them.
 """
 
 from __future__ import annotations
@@ -12,31 +14,29 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from .evaluation import evaluate
-from .matching import SMALL, add_weight, constant, is_weight, replace
+from .matching import add_weight, constant, is_weight, replace
 from .rule import Matches, Rule
 from .weights import read_origin
 
 _RANDOM = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"}
 )
+_LARGEST = 1 << 16
+"""Elements of a result that is kept at most: more would cost more to store than to compute."""
 _SUBGRAPH = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
 class ConstantFolding(Rule):
-    """Nodes whose inputs are all small constants become constants; equal constants and nodes become one."""
+    """Nodes whose inputs are all small constants become constants; equal constants become one."""
 
     name: ClassVar[str] = "constant_folding"
 
     def rewrite(self, model: ir.Model) -> Matches:
-        """Counts the nodes folded; merged nodes and dropped identities show in the node counts."""
+        """Counts the nodes folded; dropped identities show in the node counts."""
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         folded = sum(_fold(model, node) for node in list(model.graph))
         _merge_equal_constants(model.graph)
-        ir.passes.Sequential(
-            passes.IdentityEliminationPass(),
-            passes.CommonSubexpressionEliminationPass(),
-            passes.RemoveUnusedNodesPass(),
-        )(model)
+        ir.passes.Sequential(passes.IdentityEliminationPass(), passes.RemoveUnusedNodesPass())(model)
         return Matches(folded)
 
 
@@ -57,7 +57,7 @@ def _fold(model: ir.Model, node: ir.Node) -> bool:
     if not known:
         return False
     arrays = evaluate([node], model.opset_imports, known, node.outputs)
-    if any(array.size > SMALL for array in arrays):
+    if any(array.size > _LARGEST for array in arrays):
         return False
     for value, array in zip(node.outputs, arrays, strict=True):
         name = f"{value.name}_folded"

@@ -13,7 +13,7 @@ from .rule import Matches, NearMiss, Rule
 
 
 class GateUp(Rule):
-    """silu(x @ gate) * (x @ up), with or without biases; the split stays for the next rule."""
+    """activation(x @ gate) * (x @ up), with or without biases; the split stays for the next rule."""
 
     name: ClassVar[str] = "gate_up"
 

@@ -199,7 +199,11 @@ def _rank_kept(node: ir.Node) -> bool:
 
 
 def _without_axis(value: ir.Value | None) -> ir.Value | None:
-    """x, where `value` is x with a leading axis of size 1 added."""
+    """x, where `value` is x with a leading axis of size 1 added, by an Unsqueeze or as a Reshape says it."""
+    reshape = made_by(value, "Reshape")
+    if reshape is not None and reshape.inputs[0] is not None:
+        before, after = dims(reshape.inputs[0]), dims(value)
+        return reshape.inputs[0] if before is not None and after == (1, *before) else None
     node = made_by(value, "Unsqueeze")
     if (
         node is None

@@ -7,10 +7,12 @@ checkpoint import, adapters, sharding and parity reports find a parameter by.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from pipeline.notes import ORIGIN
@@ -21,12 +23,16 @@ class Origin:
     """One slice of a weight: rows [start, stop) of a parameter (None: all of them).
 
     `transposed`: the weight holds the slice as columns (its last axis counts the parameter's rows), so that
-    a product needs no transposition. Otherwise the first axis counts them.
+    a product needs no transposition. Otherwise the first axis counts them. `folded`: what was computed into
+    the slice (parameters by name, numbers as '+ 1'), which then is no longer the parameter's own. `equal`:
+    parameters with the same numbers, which the weight stands for too.
     """
 
     parameter: str
     rows: tuple[int, int] | None
     transposed: bool
+    folded: tuple[str, ...] = ()
+    equal: tuple[str, ...] = ()
 
 
 def read_origin(value: ir.Value) -> tuple[Origin, ...]:
@@ -41,6 +47,8 @@ def read_origin(value: ir.Value) -> tuple[Origin, ...]:
             item["parameter"],
             None if item["rows"] is None else (int(item["rows"][0]), int(item["rows"][1])),
             bool(item["transposed"]),
+            tuple(item.get("folded", ())),
+            tuple(item.get("equal", ())),
         )
         for item in json.loads(text)
     )
@@ -54,6 +62,8 @@ def write_origin(value: ir.Value, origins: Sequence[Origin]) -> None:
                 "parameter": origin.parameter,
                 "rows": None if origin.rows is None else list(origin.rows),
                 "transposed": origin.transposed,
+                **({"folded": list(origin.folded)} if origin.folded else {}),
+                **({"equal": list(origin.equal)} if origin.equal else {}),
             }
             for origin in origins
         ]
@@ -73,9 +83,7 @@ def transposed(weight: ir.Value) -> ir.LazyTensor:
 
 def transposed_origin(weight: ir.Value) -> tuple[Origin, ...]:
     """The origins of `transposed(weight)`."""
-    return tuple(
-        Origin(origin.parameter, origin.rows, not origin.transposed) for origin in read_origin(weight)
-    )
+    return tuple(replace(origin, transposed=not origin.transposed) for origin in read_origin(weight))
 
 
 def packed(parts: Sequence[ir.Value], name: str) -> ir.LazyTensor:
@@ -100,8 +108,25 @@ def packed_origin(parts: Sequence[ir.Value]) -> tuple[Origin, ...]:
         for origin in slices:
             # An origin without rows is the whole parameter, so it is the only slice of its part.
             rows = origin.rows or (0, _tensor(part).shape.numpy()[-1])
-            origins.append(Origin(origin.parameter, rows, origin.transposed))
+            origins.append(replace(origin, rows=rows))
     return tuple(origins)
+
+
+def computed(
+    shape: Sequence[int], dtype: ir.DataType, make: Callable[[], npt.NDArray[np.floating[Any]]], name: str
+) -> ir.LazyTensor:
+    """A weight that `make` computes when it is written, rounded once to `dtype`."""
+
+    def rounded() -> ir.TensorProtocol:
+        return ir.tensor(np.ascontiguousarray(make().astype(dtype.numpy())))
+
+    return ir.LazyTensor(rounded, dtype, ir.Shape(shape), name=name)
+
+
+def folded_origin(weight: ir.Value, into_it: Sequence[ir.Value]) -> tuple[Origin, ...]:
+    """The origins of a weight computed from `weight` and others: these are noted as folded in."""
+    names = tuple(origin.parameter for value in into_it for origin in read_origin(value))
+    return tuple(replace(origin, folded=(*origin.folded, *names)) for origin in read_origin(weight))
 
 
 def _tensor(weight: ir.Value) -> ir.TensorProtocol:

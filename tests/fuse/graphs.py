@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 import torch
 from onnx import numpy_helper, parser, shape_inference
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
+from pipeline.fuse.rule import Rule, RuleReport
 from pipeline.fuse.weights import Origin, write_origin
-from plugins.reference.elementwise import skip_rms_normalization, swiglu
+from pipeline.targets import get_target
+from plugins.cpu.build import registered
+from plugins.reference.elementwise import (
+    bias_gelu,
+    geglu,
+    skip_layer_normalization,
+    skip_rms_normalization,
+    swiglu,
+)
 from plugins.reference.paged_attention import PagedAttentionNode
 from plugins.schemas import DOMAIN, PAGED_ATTENTION
 
@@ -43,8 +54,52 @@ def run(model: ir.Model, **inputs: np.ndarray) -> dict[str, np.ndarray]:
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto)
     names = [value.name or "" for value in model.graph.outputs]
-    evaluator = ReferenceEvaluator(proto, new_ops=[SkipRMSNormalization, SwiGLU, PagedAttention])
+    own = [SkipRMSNormalization, SwiGLU, SkipLayerNormalization, BiasGelu, GeGLU, PagedAttention]
+    evaluator = ReferenceEvaluator(proto, new_ops=own)
     return dict(zip(names, evaluator.run(None, inputs), strict=True))
+
+
+def run_on_cpu(model: ir.Model, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+    """Outputs by name, from ONNX Runtime with the CPU operators; `model` is lowered for it in place."""
+    get_target("onnxruntime").lower(model, "encoder")
+    ir.external_data.load_to_model(model)
+    names = [value.name or "" for value in model.graph.outputs]
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    registered(options)
+    session = ort.InferenceSession(
+        ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return dict(zip(names, session.run(None, inputs), strict=True))
+
+
+def assert_fuses(
+    rules: Sequence[Rule],
+    model: ir.Model,
+    wanted: dict[str, int],
+    tolerance: float = 2e-6,
+    **inputs: np.ndarray,
+) -> list[RuleReport]:
+    """The rules leave the operators `wanted` and the same numbers, in onnx's evaluator and in ONNX Runtime."""
+    before = run(model, **inputs)
+    reports = [rule.apply(model) for rule in rules]
+    assert operators(model) == wanted
+    assert_same(before, run(model, **inputs), tolerance)
+    assert_same(before, run_on_cpu(model, **inputs), 5 * tolerance)
+    return reports
+
+
+def assert_left_alone(rule: Rule, model: ir.Model, reason: str | None) -> None:
+    """The rule changes no operator; its one near miss gives the reason (None: it is no near miss)."""
+    before = operators(model)
+    report = rule.apply(model)
+    assert report.matched == 0
+    assert operators(model) == before
+    if reason is None:
+        assert report.near_misses == ()
+    else:
+        (miss,) = report.near_misses
+        assert reason in miss.reason
 
 
 def operators(model: ir.Model) -> Counter[str]:
@@ -88,6 +143,37 @@ class SwiGLU(OpRun):
 
     def _run(self, gate_up: Any, **_: Any) -> tuple[np.ndarray]:
         return (swiglu(torch.tensor(gate_up)).numpy(),)
+
+
+class SkipLayerNormalization(OpRun):
+    """`plugins.reference` as an operator of onnx's evaluator."""
+
+    op_domain = DOMAIN
+
+    def _run(
+        self, first: Any, skip: Any, weight: Any, bias: Any = None, input_bias: Any = None, **_: Any
+    ) -> tuple[np.ndarray, ...]:
+        given = [None if x is None else torch.tensor(x) for x in (first, skip, weight, bias, input_bias)]
+        results = skip_layer_normalization(*given, self.epsilon)  # type: ignore[arg-type]
+        return tuple(result.numpy() for result in results)[: len(self.onnx_node.output)]
+
+
+class BiasGelu(OpRun):
+    """`plugins.reference` as an operator of onnx's evaluator."""
+
+    op_domain = DOMAIN
+
+    def _run(self, x: Any, bias: Any, **_: Any) -> tuple[np.ndarray]:
+        return (bias_gelu(torch.tensor(x), torch.tensor(bias), bool(self.tanh)).numpy(),)
+
+
+class GeGLU(OpRun):
+    """`plugins.reference` as an operator of onnx's evaluator."""
+
+    op_domain = DOMAIN
+
+    def _run(self, gate_up: Any, **_: Any) -> tuple[np.ndarray]:
+        return (geglu(torch.tensor(gate_up), bool(self.tanh)).numpy(),)
 
 
 class PagedAttention(OpRun):

@@ -243,3 +243,36 @@ def test_keys_and_values_of_different_size_stay_apart() -> None:
     report = Qkv().apply(model)
     assert report.matched == 0
     assert "different head sizes" in report.near_misses[0].reason
+
+
+SPLIT = "whole = Concat<axis=-1>(q0, k0, v0) q, k, v = Split<axis=1>(whole, sizes) "
+
+
+def split_model(body: str, outputs: str = "") -> ir.Model:
+    text = INPUTS.replace("int64[1] zero,", "int64[1] zero, int64[3] sizes,").replace(
+        "] y)", f"] y{outputs})"
+    )
+    sizes = np.array([HEADS * SIZE, KV_HEADS * SIZE, KV_HEADS * SIZE])
+    return graph(f"{text} {{ {PRODUCTS.replace('v =', 'v0 =')} {body} }}", **constants(), sizes=sizes)
+
+
+def test_a_split_that_only_attention_reads_goes() -> None:
+    model = split_model(SPLIT + ATTENTION)
+    before = run(model, **STEP)
+    report = Qkv().apply(model)
+    assert (report.matched, report.near_misses) == (1, ())
+    assert operators(model) == {"MatMul": 3, "Concat": 1, "PagedAttention": 1}
+    assert_same(before, run(model, **STEP))
+
+
+@pytest.mark.parametrize(
+    ("body", "outputs"),
+    [
+        (SPLIT.replace("q, k, v =", "q, v, k =") + ATTENTION, ""),
+        (SPLIT + "z = Neg(k) " + ATTENTION, ", float[tokens, 16] z"),
+    ],
+)
+def test_other_splits_stay(body: str, outputs: str) -> None:
+    model = split_model(body, outputs)
+    assert Qkv().apply(model).matched == 0
+    assert operators(model)["Split"] == 1

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.fuse.gate_up import GateUp
-from pipeline.fuse.swiglu import SwiGlu
+from pipeline.fuse.gated_halves import SwiGlu
 from pipeline.fuse.weights import Origin, read_origin
 
 from .graphs import assert_same, graph, operators, random, run

@@ -79,7 +79,7 @@ def test_a_large_mean_leaves_the_variance_its_digits() -> None:
     np.testing.assert_allclose(output, wanted.numpy(), atol=2e-4)
 
 
-@pytest.mark.parametrize("rows", [(5, 70), (70,), (3, 5, 70)])
+@pytest.mark.parametrize("rows", [(5, 70), (1, 5, 70), (70,), (1, 1, 70), (3, 5, 70)])
 def test_a_skip_of_fewer_axes_repeats(rows: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     first, skip, weight = torch.randn(3, 5, 70), torch.randn(rows), torch.randn(70)
@@ -131,7 +131,17 @@ def test_rows_have_the_same_bits_alone_and_in_company() -> None:
 @pytest.mark.parametrize(
     ("name", "shapes", "words"),
     [
-        ("SkipLayerNormalization", ([2, 8], [1, 8], [8]), r"skip \[1, 8\].*skip must have input's last axes"),
+        ("SkipLayerNormalization", ([3, 8], [2, 8], [8]), r"skip \[2, 8\].*skip must have input's last axes"),
+        (
+            "SkipLayerNormalization",
+            ([3, 2, 8], [3, 1, 8], [8]),
+            r"skip \[3, 1, 8\].*must have input's last axes",
+        ),
+        (
+            "SkipLayerNormalization",
+            ([2, 8], [1, 2, 8], [8]),
+            r"skip \[1, 2, 8\].*must have input's last axes",
+        ),
         ("SkipLayerNormalization", ([2, 8], [2, 8], [7]), r"weight \[7\]"),
         ("BiasGelu", ([2, 8], [1]), r"bias \[1\]; bias must be as long"),
         ("GeGLU", ([2, 7],), r"\[2, 7\]; its last axis must be even"),

@@ -46,10 +46,13 @@ void run_skip_rms_normalization(float epsilon, const ort::Call& call) {
 void run_skip_layer_normalization(float epsilon, const ort::Call& call) {
   const Tensor input = call.input(0), skip = call.input(1), weight = call.input(2), bias = call.input(3),
                input_bias = call.input(4);
-  // skip is [..., hidden] with as many axes as input or fewer: its rows repeat along the leading axes.
-  const bool repeats =
-      skip.rank >= 1 && skip.rank <= input.rank &&
-      std::equal(skip.shape, skip.shape + skip.rank, input.shape + (input.rank - skip.rank));
+  // skip is [..., hidden] with as many axes as input or fewer: its rows repeat along the leading axes. Its own
+  // leading axes of size 1 say no more than absent ones.
+  size_t first = 0;
+  while (first + 1 < skip.rank && skip.shape[first] == 1) ++first;
+  const size_t axes = skip.rank - first;
+  const bool repeats = skip.rank >= 1 && skip.rank <= input.rank &&
+                       std::equal(skip.shape + first, skip.shape + skip.rank, input.shape + (input.rank - axes));
   const auto is_row = [&](const Tensor& x) { return x.rank == 1 && x.shape[0] == input.last(); };
   if (!repeats || !is_row(weight) || (bias && !is_row(bias)) || (input_bias && !is_row(input_bias))) {
     throw InvalidArgument("input has shape " + describe(input) + ", skip " + describe(skip) + ", weight " +

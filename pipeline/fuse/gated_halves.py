@@ -1,6 +1,6 @@
-"""silu(first half) * second half becomes one slipway::SwiGLU.
+"""activation(first half) * second half becomes one slipway::SwiGLU or slipway::GeGLU.
 
-SwiGLU: Shazeer 2020, https://arxiv.org/abs/2002.05202.
+SwiGLU and GeGLU: Shazeer 2020, https://arxiv.org/abs/2002.05202.
 """
 
 from __future__ import annotations
@@ -9,25 +9,29 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from plugins.schemas import DOMAIN, SWIGLU, VERSION
+from plugins.schemas import DOMAIN, GEGLU, SWIGLU, VERSION
 
-from .gating import Gated, gated
+from .gating import Activation, Gated, gated
 from .matching import dims, insert_before, integer_attribute, made_by, node_name, output, rank, replace
 from .rule import Matches, NearMiss, Rule
 
 
-class SwiGlu(Rule):
-    """The two halves come from one Split; the activation is Swish or x * sigmoid(x)."""
+class _GatedHalves(Rule):
+    """The two halves come from one Split."""
 
-    name: ClassVar[str] = "swiglu"
+    operator: ClassVar[str]
+    activations: ClassVar[dict[Activation, dict[str, int]]]
+    """The activations that the operator has, and its attributes for each."""
 
     def rewrite(self, model: ir.Model) -> Matches:
         """Fuses equal halves of the last axis, gate first, that nobody else reads."""
         count, missed = 0, []
         for node in list(model.graph):
             found = gated(node)
-            split = None if found is None else made_by(found.gate, "Split")
-            if found is None or split is None or split is not made_by(found.up, "Split"):
+            if found is None or found.activation not in self.activations:
+                continue
+            split = made_by(found.gate, "Split")
+            if split is None or split is not made_by(found.up, "Split"):
                 continue
             reason = _obstacle(found, split)
             if reason is not None:
@@ -35,11 +39,12 @@ class SwiGlu(Rule):
                 continue
             old = node.outputs[0]
             fused = ir.node(
-                SWIGLU.name,
+                self.operator,
                 [split.inputs[0]],
+                self.activations[found.activation],
                 domain=DOMAIN,
-                outputs=[output(f"{old.name}_swiglu", old.dtype, dims(old))],
-                name=f"{node_name(node)}_swiglu",
+                outputs=[output(f"{old.name}_{self.name}", old.dtype, dims(old))],
+                name=f"{node_name(node)}_{self.name}",
                 metadata_props=dict(node.metadata_props),
             )
             replace(old, insert_before(node, fused))
@@ -47,6 +52,22 @@ class SwiGlu(Rule):
         if count:
             model.opset_imports[DOMAIN] = VERSION
         return Matches(count, tuple(missed))
+
+
+class SwiGlu(_GatedHalves):
+    """The activation is Swish or x * sigmoid(x)."""
+
+    name: ClassVar[str] = "swiglu"
+    operator = SWIGLU.name
+    activations: ClassVar[dict[Activation, dict[str, int]]] = {"silu": {}}
+
+
+class GeGlu(_GatedHalves):
+    """The activation is Gelu, by erf or by tanh."""
+
+    name: ClassVar[str] = "geglu"
+    operator = GEGLU.name
+    activations: ClassVar[dict[Activation, dict[str, int]]] = {"gelu": {"tanh": 0}, "tanh_gelu": {"tanh": 1}}
 
 
 def _obstacle(found: Gated, split: ir.Node) -> str | None:
