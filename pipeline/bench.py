@@ -114,11 +114,12 @@ def _encoder(folder: Path, spec: EngineSpec, threads: int | None) -> Rate:
     generator = np.random.default_rng(_SEED)
     length = min(TEXT_TOKENS, spec.max_length)
     texts = generator.integers(0, spec.vocab_size, (TEXTS, length)).tolist()
-    engine.embed(texts)
+    compute = engine.embed if spec.head.kind == "embedding" else engine.logits
+    compute(texts)
     seconds = []
     for _ in range(ROUNDS):
         begin = time.perf_counter()
-        engine.embed(texts)
+        compute(texts)
         seconds.append(time.perf_counter() - begin)
     return Rate(f"{TEXTS} texts of {length} tokens", TEXTS / statistics.median(seconds), "texts/s")
 

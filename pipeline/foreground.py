@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from model_repo.backends.interface import label_outputs
 from model_repo.emit.files import ENGINE, VERSION
+from model_repo.runtime.contract import Head
 from model_repo.runtime.engine_files import ENGINE_MANIFEST, EXAMPLE
 from model_repo.runtime.errors import BadInput
 from model_repo.runtime.manifest import Manifest
@@ -52,19 +54,25 @@ client.stop_stream()
 ENCODER = """
 {model}, with curl:
 
-curl -s {url}/v2/models/{model}/generate -d '{{"text_input": "The old man and the sea"}}'
+curl -s {url}/v2/models/{model}/generate -d '{{{json}}}'
 
 {model}, with tritonclient:
 
 import numpy as np
 import tritonclient.grpc as triton
 
-texts = np.array([[b"The old man"], [b"and the sea"]], dtype=object)
-text_input = triton.InferInput("text_input", list(texts.shape), "BYTES")
-text_input.set_data_from_numpy(texts)
-result = triton.InferenceServerClient("{grpc}").infer("{model}", [text_input])
-print(result.as_numpy("embedding").shape)
+def tensor(name, texts):
+    made = triton.InferInput(name, [len(texts), 1], "BYTES")
+    made.set_data_from_numpy(np.array([[text.encode()] for text in texts], dtype=object))
+    return made
+
+result = triton.InferenceServerClient("{grpc}").infer("{model}", [
+{inputs}
+])
+{outputs}
 """
+TEXTS = {"text_input": ("The old man", "and the sea"), "text_pair": ("A ship left port", "He fished alone")}
+"""Encoder's input -> the texts of its snippet."""
 
 TENSORS = """
 {model}, with tritonclient:
@@ -118,9 +126,30 @@ def how_to_call(running: Server, models: dict[str, str], repository: Path) -> st
         if kind == "tensors":
             lines += _call_of_tensors(running, model, _engine(repository, model))
             continue
-        snippet = DECODER if kind == "decoder" else ENCODER
-        lines += snippet.format(model=model, url=running.url, grpc=running.grpc)
+        if kind == "encoder":
+            lines += _call_of_encoder(running, model, _engine(repository, f"{model}_encoder"))
+            continue
+        lines += DECODER.format(model=model, url=running.url, grpc=running.grpc)
     return lines
+
+
+def _call_of_encoder(running: Server, model: str, manifest: Path) -> str:
+    """The snippet of an encoder; rerankers get pairs of texts."""
+    spec = Manifest.read(manifest).engine
+    head = Head() if spec is None else spec.head
+    outputs = [head.output]
+    if head.kind != "embedding":
+        per_token = head.kind == "token_classification"
+        outputs = [field.name for field in label_outputs(len(head.labels), per_token)]
+    inputs = ["text_input", "text_pair"] if outputs == ["score"] else ["text_input"]
+    return ENCODER.format(
+        model=model,
+        url=running.url,
+        grpc=running.grpc,
+        json=", ".join(f'"{name}": "{TEXTS[name][0]}"' for name in inputs),
+        inputs="\n".join(f'    tensor("{name}", {list(TEXTS[name])}),' for name in inputs),
+        outputs="\n".join(f'print(result.as_numpy("{name}"))' for name in outputs),
+    )
 
 
 def _call_of_tensors(running: Server, model: str, manifest: Path) -> str:

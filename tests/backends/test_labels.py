@@ -14,35 +14,18 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer as Library
-from tokenizers import models, normalizers, pre_tokenizers, processors
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertForTokenClassification,
-    PreTrainedTokenizerFast,
     pipeline,
 )
 
 from model_repo.runtime.contract import Activation, Head
 from model_repo.runtime.tokenizer import Tokenizer
 from tests.export.tiny_models import sharpened
+from tests.word_pieces import in_transformers, word_pieces
 
-WORDS = (
-    "the",
-    "ship",
-    "left",
-    "port",
-    "##s",
-    "##ing",
-    "sail",
-    "é",
-    "ü",
-    "b",
-    "##er",
-    "new",
-    "##found",
-    "land",
-)
 LABELS = ("O", "B-LOC", "I-LOC", "B-PER", "I-PER")
 TEXTS = (
     "the ships left newfoundland sailing",
@@ -55,14 +38,7 @@ STEPS = "model_repo.backends."
 
 @pytest.fixture(scope="module")
 def library() -> Library:
-    """Word pieces, with [CLS] and [SEP] around texts."""
-    vocabulary = {word: place for place, word in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS))}
-    made = Library(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    made.normalizer = normalizers.BertNormalizer(strip_accents=False)
-    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    made.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    made.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])
-    return made
+    return word_pieces()
 
 
 @pytest.fixture
@@ -93,17 +69,6 @@ def config(library: Library, labels: tuple[str, ...]) -> BertConfig:
     )  # fmt: skip
 
 
-def wrapped(library: Library) -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast(
-        tokenizer_object=library,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        model_max_length=64,
-    )
-
-
 def logits(model: Any, ids: list[int]) -> np.ndarray:
     with torch.no_grad():
         return np.asarray(model(torch.tensor([ids])).logits[0].numpy())
@@ -116,7 +81,7 @@ def test_spans_are_those_of_the_token_classification_pipeline(
     model = sharpened(BertForTokenClassification(config(library, LABELS)))
     tokenizer, head = Tokenizer(library), Head("token_classification", LABELS, "softmax")
     reference = pipeline(
-        "token-classification", model=model, tokenizer=wrapped(library), aggregation_strategy="simple"
+        "token-classification", model=model, tokenizer=in_transformers(library), aggregation_strategy="simple"
     )
     encodings = [tokenizer.encode_pair(text, None) for text in TEXTS]
     longest = max(len(encoding.ids) for encoding in encodings)
@@ -151,7 +116,7 @@ def test_scores_are_those_of_the_text_classification_pipeline(
     torch.manual_seed(1)
     labels = ("calm", "rough", "foggy")
     model = sharpened(BertForSequenceClassification(config(library, labels)))
-    reference = pipeline("text-classification", model=model, tokenizer=wrapped(library))
+    reference = pipeline("text-classification", model=model, tokenizer=in_transformers(library))
     tokenizer = Tokenizer(library)
     stacked = np.stack([logits(model, tokenizer.encode(text)) for text in TEXTS])
     head = Head("sequence_classification", labels, activation)
@@ -194,7 +159,7 @@ def test_pairs_are_tokenized_with_types_and_offsets(
     model.tokenizer, model.max_length = Tokenizer(library), 12
     model.outputs = ["input_ids", "token_type_ids", "offsets"]
     (answer,) = model.execute([Request(text_input=["the ships", "port"], text_pair=["left port", "é"])])
-    expected = wrapped(library)(
+    expected = in_transformers(library)(
         ["the ships", "port"], ["left port", "é"], return_offsets_mapping=True, return_token_type_ids=True
     )
     for row in range(2):

@@ -19,6 +19,7 @@ from model_repo.runtime.manifest import FileRecord, Manifest
 from pipeline import Recipe, build
 from pipeline.recipe import ServeRecipe
 from pipeline.serve import Server, server
+from tests.e2e import heads
 
 CHAT_TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
 MAX_QUEUE = 16
@@ -35,11 +36,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def builds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders with the compiled engines of `minilm`, `demo`, which got a chat template, and MODULES."""
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Served name -> checkpoint of a tiny encoder with a head."""
+    return heads.checkpoints(tmp_path_factory.mktemp("checkpoints"))
+
+
+@pytest.fixture(scope="session")
+def builds(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, Path]) -> dict[str, Path]:
+    """Folders with the compiled engines of `minilm`, `demo`, which got a chat template, MODULES and `checkpoints`."""
     root = tmp_path_factory.mktemp("builds")
     stages = ("export", "fuse", "lower", "compile")
-    models = {"demo": "demo", "minilm": "minilm"} | MODULES
+    models = (
+        {"demo": "demo", "minilm": "minilm"} | MODULES | {n: str(path) for n, path in checkpoints.items()}
+    )
     folders = {
         name: build(Recipe.for_model(model), root / name, stages=stages).folder
         for name, model in models.items()
@@ -53,10 +62,16 @@ def builds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def running(builds: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def repository(builds: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One model repository with all of them."""
+    emitted = tmp_path_factory.mktemp("shared") / "repository"
+    emit(list(builds.items()), emitted, ServeRecipe(max_queue=MAX_QUEUE))
+    return emitted
+
+
+@pytest.fixture(scope="session")
+def running(repository: Path) -> Iterator[Server]:
     """The server that all tests share; each test leaves it idle."""
-    repository = tmp_path_factory.mktemp("shared") / "repository"
-    emit(list(builds.items()), repository, ServeRecipe(max_queue=MAX_QUEUE))
     with server(repository, drain_seconds=5) as started:
         yield started
 
