@@ -25,6 +25,16 @@ void expect_equal(A got, B want, const std::string& what) {
   if (!(got == A(want))) throw Wrong(what + ": " + std::to_string(got) + " instead of " + std::to_string(want));
 }
 
+// Normal numbers, rounded to T.
+template <class T>
+std::vector<T> random_matrix(int rows, int columns, unsigned seed) {
+  std::mt19937 generator(seed);
+  std::normal_distribution<float> normal;
+  std::vector<T> m(size_t(rows * columns));
+  for (T& x : m) x = slipway::from_float<T>(normal(generator));
+  return m;
+}
+
 using Check = std::pair<const char*, std::function<void(unsigned seed)>>;
 
 inline int run_checks(int argc, char** argv, const std::vector<Check>& checks) {
