@@ -35,7 +35,8 @@ def checked_model_name(name: str) -> str:
 class Tensor:
     """One input or output. `dims` leave the batch dimension out; -1 is any size.
 
-    `optional` and `ragged` (requests of different sizes may share a batch) are meant for inputs.
+    `optional` and `ragged` (requests of different sizes may share a batch) are meant for inputs. An output's
+    `label_file` in the model's folder names its elements, a line each: clients that ask for the k largest get names.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Tensor:
     dims: tuple[int, ...] = (1,)
     optional: bool = False
     ragged: bool = False
+    label_file: str = ""
 
     def __post_init__(self) -> None:
         if not self.dims or any(dim == 0 or dim < -1 for dim in self.dims):
@@ -126,7 +128,10 @@ class ModelConfig:
             )
         for tensor in self.outputs:
             message.output.add(
-                name=tensor.name, data_type=pb.DataType.Value(f"TYPE_{tensor.data_type}"), dims=tensor.dims
+                name=tensor.name,
+                data_type=pb.DataType.Value(f"TYPE_{tensor.data_type}"),
+                dims=tensor.dims,
+                label_filename=tensor.label_file,
             )
         for key, value in sorted(self.parameters.items()):
             message.parameters[key].string_value = value

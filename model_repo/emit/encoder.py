@@ -4,7 +4,7 @@ their ensemble."""
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from ..backends import interface
@@ -19,6 +19,9 @@ from .settings import ServeSettings
 MAX_BATCH = 64
 DELAY_MICROSECONDS = 2000
 """Texts that arrive together leave tokenization one by one; the first waits so long for the rest."""
+
+LABEL_FILE = "labels.txt"
+"""The names of `scores`, a line each, where Triton looks for them."""
 
 Fields = tuple[interface.Field, ...]
 
@@ -76,8 +79,14 @@ def encoder(name: str, engine_dir: Path, manifest: Manifest, serve: ServeSetting
         needed = (*given, *offsets, *(interface.ENCODER_INPUTS if _per_token(spec) else ()))
         models.append(_labels(f"{name}_postprocess", spec, needed, tensors(outputs)))
         steps.append(EnsembleStep(f"{name}_postprocess", same(needed), same(outputs)))
-    config = ModelConfig(name, asked, tensors(outputs), max_batch_size=MAX_BATCH, steps=tuple(steps))
-    return [*models, ModelFiles(config)]
+    named = tuple(
+        replace(tensor, label_file=LABEL_FILE) if tensor.name == "scores" else tensor
+        for tensor in tensors(outputs)
+    )
+    lines = "".join(f"{' '.join(label.split())}\n" for label in spec.head.labels)
+    beside = {tensor.label_file: lines for tensor in named if tensor.label_file}
+    config = ModelConfig(name, asked, named, max_batch_size=MAX_BATCH, steps=tuple(steps))
+    return [*models, ModelFiles(config, beside=beside)]
 
 
 def _labels(name: str, spec: EngineSpec, needed: Fields, outputs: tuple[Tensor, ...]) -> ModelFiles:

@@ -21,21 +21,24 @@ ENGINE = "engine"
 class ModelFiles:
     """One Triton model. An ensemble has a config only.
 
-    `module` names the module of `model_repo.backends` that it runs; `files` are copied into the version
-    folder under their keys (relative paths); `requirements` are lines of requirements.txt.
+    `beside` are texts by file name that lie beside the config. `module` names the module of
+    `model_repo.backends` that it runs; `files` are copied into the version folder under their keys (relative
+    paths); `requirements` are lines of requirements.txt.
     """
 
     config: ModelConfig
     module: str | None = None
     files: Mapping[str, Path] = field(default_factory=dict)
     requirements: tuple[str, ...] = ()
+    beside: Mapping[str, str] = field(default_factory=dict)
 
     def write(self, repository: Path) -> None:
         """Writes the model's folder below `repository`. Raises OSError."""
         folder = repository / self.config.name
         version = folder / VERSION
         version.mkdir(parents=True)
-        (folder / "config.pbtxt").write_text(self.config.to_pbtxt(), encoding="utf-8")
+        for name, text in {"config.pbtxt": self.config.to_pbtxt(), **self.beside}.items():
+            (folder / name).write_text(text, encoding="utf-8")
         if self.module is None:
             return
         _copy_package(version / PACKAGE)

@@ -45,6 +45,20 @@ def test_labels_and_scores_are_those_of_transformers(running: Server, checkpoint
     assert len({label.decode() for label in answer.as_numpy("label")[:, 0]}) > 1, "too dull"
 
 
+def test_the_best_labels_can_be_asked_for_by_name(running: Server) -> None:
+    """Triton's own classification extension, through the ensemble."""
+    text = tensor("text_input", np.array([[TEXTS[0].encode()]], dtype=object))
+    with grpcclient.InferenceServerClient(running.grpc) as client:
+        best = grpcclient.InferRequestedOutput("scores", class_count=2)
+        (found,) = client.infer("classifier", [text], outputs=[best]).as_numpy("scores")
+    scores = ask(running, "classifier", text_input=TEXTS[:1]).as_numpy("scores")[0]
+    for line, place in zip(found, scores.argsort()[::-1], strict=False):
+        value, index, name = line.decode().split(":")
+        assert (int(index), name) == (place, CLASSES[place])
+        assert float(value) == pytest.approx(float(scores[place]), abs=1e-4)
+    assert len(found) == 2
+
+
 def test_a_reranker_scores_pairs_as_transformers(running: Server, checkpoints: dict[str, Path]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(checkpoints["reranker"])
     model = AutoModelForSequenceClassification.from_pretrained(checkpoints["reranker"]).eval()

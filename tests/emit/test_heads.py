@@ -110,3 +110,10 @@ def test_the_last_step_knows_the_head(repository: Path, name: str) -> None:
     assert engine.head == HEADS[name]
     logits = {"classifier": [3], "reranker": [1], "tagger": [-1, 2]}[name]
     assert tensors(message)[0]["logits"] == logits
+
+
+def test_the_names_of_scores_lie_where_triton_looks_for_them(repository: Path) -> None:
+    message = config(repository, "classifier")
+    files = {tensor.name: tensor.label_filename for tensor in message.output}
+    assert files == {"label": "", "score": "", "scores": "labels.txt"}
+    assert (repository / "classifier" / "labels.txt").read_text() == "a\nb\nc\n"

@@ -25,7 +25,7 @@ from pipeline.export.encoder import export_encoder
 from pipeline.export.exported import ExportedGraph
 from pipeline.recipe import ExportRecipe, SourceRecipe
 from pipeline.sources import open_source
-from tests.export.encoder_families import CARRIED, MAX_LENGTH, REFUSED, Family, Refused
+from tests.export.encoder_families import CARRIED, MAX_LENGTH, REFUSED, TEXTS, TOKENS, Family, Refused
 from tests.export.runners import serialized, session
 from tests.export.tiny_models import VOCABULARY, sharpened
 
@@ -195,3 +195,40 @@ def test_causal_models_are_no_encoders() -> None:
     model = sharpened(transformers.LlamaModel(config))
     with pytest.raises(UnsupportedModel, match="attention is causal"):
         export_encoder(model, "mean", True, max_length=64, opset=24)
+
+
+def test_the_table_in_the_docs_is_this_one() -> None:
+    """`python -m tests.export.test_encoders` writes it."""
+    assert DOCS.read_text() == with_table(DOCS.read_text())
+
+
+def table() -> str:
+    """Family by feature, as Markdown."""
+    lines = [
+        "| family | what sets it apart | embeddings | labels of texts | labels of tokens |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for family in CARRIED:
+        tried = (*family.heads, *family.wide_heads)
+        results = ["equal", *("equal" if suffix in tried else "" for suffix in (TEXTS, TOKENS))]
+        mark = " *" if family.wide else ""
+        lines.append(f"| {family.name}{mark} | {', '.join(family.features)} | {' | '.join(results)} |")
+    lines += ["", "| family | refused |", "| --- | --- |"]
+    lines += [
+        f"| {refused.family.name}{' *' if refused.family.wide else ''} | {refused.reason} |"
+        for refused in REFUSED
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def with_table(text: str) -> str:
+    """`text` with what lies between the marks replaced."""
+    begin, end = (
+        f"<!-- {mark} of what tests/export/test_encoders.py writes -->\n" for mark in ("begin", "end")
+    )
+    before, _, rest = text.partition(begin)
+    return before + begin + table() + end + rest.partition(end)[2]
+
+
+if __name__ == "__main__":
+    DOCS.write_text(with_table(DOCS.read_text()))
