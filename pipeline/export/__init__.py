@@ -31,5 +31,14 @@ def export(source: Source, recipe: ExportRecipe) -> ExportedGraph:
 
         return export_decoder(model, max_length, recipe.opset)
     from .encoder import export_encoder
+    from .sentence import dense_modules
 
-    return export_encoder(model, source.pooling, source.normalize, max_length, recipe.opset, source.head)
+    return export_encoder(
+        model,
+        source.pooling,
+        source.normalize,
+        max_length,
+        recipe.opset,
+        source.head,
+        dense_modules(source.dense),
+    )

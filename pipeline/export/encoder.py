@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -18,15 +18,15 @@ from torch.export import Dim
 from transformers import PreTrainedModel
 
 from model_repo.runtime.contract import Head
+from pipeline.sources.base import Pooling
 
 from .attention import UnsupportedModel
 from .dense_attention import use_dense_attention
 from .exported import ExportedGraph
 from .independence import alone, check_independence, position_limit, texts_for
+from .sentence import SentenceHead
 from .tidy import tidy
 from .trace import trace
-
-Pooling = Literal["mean", "cls"]
 
 _EXAMPLE_LENGTHS = (7, 3, 5)
 _SHORT = 16
@@ -35,28 +35,22 @@ _SPECIAL_TOKENS = ("pad", "bos", "eos", "cls", "sep", "mask", "unk", "decoder_st
 
 
 class SentenceEncoder(nn.Module):
-    """`model`, with pooling over its last hidden states: `mean` over the tokens that are not padding, or
-    `cls`, the first token's; then, with `normalize`, division by the L2 norm."""
+    """`model`, and what makes an embedding of its last hidden states."""
 
-    def __init__(self, model: PreTrainedModel, pooling: Pooling, normalize: bool) -> None:
+    def __init__(
+        self, model: PreTrainedModel, pooling: Pooling, normalize: bool, dense: Sequence[nn.Module] = ()
+    ) -> None:
         super().__init__()
         self.model = model
-        self.pooling = pooling
-        self.normalize = normalize
+        self.sentence = SentenceHead(pooling, dense, normalize)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> Tensor:
-        """int64 [batch, length] each; attention_mask 1 for tokens, 0 for padding. Returns [batch, hidden]."""
+        """int64 [batch, length] each; attention_mask 1 for tokens, 0 for padding. Returns [batch, width]."""
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, **types).last_hidden_state
-        if self.pooling == "cls":
-            pooled: Tensor = hidden[:, 0]
-        else:
-            weights = attention_mask.unsqueeze(-1).to(hidden.dtype)
-            pooled = (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-9)
-        if self.normalize:
-            pooled = pooled / torch.linalg.vector_norm(pooled, dim=1, keepdim=True).clamp(min=1e-12)
+        pooled: Tensor = self.sentence(hidden, attention_mask)
         return pooled
 
 
@@ -94,15 +88,17 @@ def export_encoder(
     max_length: int,
     opset: int,
     head: Head | None = None,
+    dense: Sequence[nn.Module] = (),
 ) -> ExportedGraph:
-    """Exports `model` (float32, eval): its last hidden states pooled, or the logits of its `head`.
+    """Exports `model` (float32, eval): its last hidden states pooled, through `dense`, or the logits of its `head`.
 
     The model's attention is replaced in place; weights of the graph are the model's own memory. Raises
     UnsupportedModel when it is no encoder of token ids, when its position table is shorter than `max_length`, when a
     text's result would depend on padding or company, or when torch cannot export it.
     """
     head = head or Head()
-    wrapper = SentenceEncoder(model, pooling, normalize) if head.kind == "embedding" else Classifier(model)
+    embeds = head.kind == "embedding"
+    wrapper = SentenceEncoder(model, pooling, normalize, dense) if embeds else Classifier(model)
     _prepare(model, wrapper, max_length)
     inputs = encoder_inputs(model)
     batch, length = Dim("batch", min=1, max=1 << 16), Dim("length", min=1, max=max_length)

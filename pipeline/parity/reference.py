@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from pipeline.export.sentence import dense_modules
 
 from .encoder import rows_of, token_types
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from pipeline.sources import Source
+    from pipeline.sources.base import Pooling
 
 
 def run_module(source: Source, inputs: Sequence[Sequence[int]]) -> list[npt.NDArray[np.float32]]:
@@ -44,12 +47,27 @@ def _logits(model: PreTrainedModel, ids: Sequence[int]) -> npt.NDArray[np.float3
 
 
 def _embedding(model: PreTrainedModel, ids: Sequence[int], source: Source) -> npt.NDArray[np.float32]:
-    """float32 [2, hidden], both rows the same: `run_encoder` gives one row batched and one alone."""
+    """float32 [2, width], both rows the same: `run_encoder` gives one row batched and one alone."""
     hidden = model(input_ids=torch.tensor([ids]), **_types(model, ids)).last_hidden_state[0].double()
-    pooled = hidden.mean(dim=0) if source.pooling == "mean" else hidden[0]
+    pooled = _POOLED[source.pooling](hidden)
+    for layer in dense_modules(source.dense):
+        pooled = layer.double()(pooled)
     if source.normalize:
         pooled = pooled / pooled.norm()
     return np.stack([pooled.float().numpy()] * 2)
+
+
+_POOLED: Mapping[Pooling, Callable[[torch.Tensor], torch.Tensor]] = {
+    "mean": lambda hidden: hidden.mean(dim=0),
+    "cls": lambda hidden: hidden[0],
+    "lasttoken": lambda hidden: hidden[-1],
+    "max": lambda hidden: hidden.max(dim=0).values,
+    "mean_sqrt_len": lambda hidden: hidden.sum(dim=0) / len(hidden) ** 0.5,
+    "weightedmean": lambda hidden: (
+        torch.arange(1, len(hidden) + 1).double() @ hidden / sum(range(len(hidden) + 1))
+    ),
+}
+"""One text's hidden states [length, hidden] -> [hidden]; no padding, so no masks."""
 
 
 def _head_logits(model: PreTrainedModel, ids: Sequence[int]) -> npt.NDArray[np.float32]:

@@ -10,7 +10,18 @@ from typing import Any, Literal
 from model_repo.runtime.contract import Head
 
 Kind = Literal["decoder", "encoder", "tensors"]
-Pooling = Literal["mean", "cls"]
+Pooling = Literal["mean", "cls", "max", "lasttoken", "mean_sqrt_len", "weightedmean"]
+
+
+@dataclass(frozen=True)
+class DenseLayer:
+    """A dense layer behind the pooling: `activation`, a class of torch.nn, of weight * x + bias."""
+
+    weights: Path
+    in_features: int
+    out_features: int
+    bias: bool
+    activation: str
 
 
 @dataclass(frozen=True)
@@ -31,6 +42,8 @@ class Source(ABC):
     vocab_size: int = 0
     pooling: Pooling = "mean"
     """Encoders: what becomes the sentence's embedding."""
+    dense: tuple[DenseLayer, ...] = ()
+    """Encoders: layers between pooling and normalization."""
     normalize: bool = False
     """Encoders: whether embeddings are divided by their L2 norm."""
     head: Head = field(default=Head(), kw_only=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +11,14 @@ from model_repo.runtime.contract import Head
 from model_repo.runtime.errors import BadInput
 
 from .architecture import auto_class, model_kind, pools_sentences, refuse_remote_code
-from .base import Pooling, Source
+from .base import Source
 from .checkpoint import PICKLES, weight_files
 from .files import read_json, read_optional_json
 from .heads import head_of
+from .loading import load_pretrained
 from .names import model_name
+from .sentence import sentence_modules
+from .vocabulary import check_vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,8 +35,6 @@ SMALL_FILES = (
     "sentence_bert_config.json",
 )
 _LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
-_UNUSED_WEIGHTS = ("pooler.",)
-"""Parameters that the exported graph does not read, so a checkpoint may lack them."""
 
 
 @dataclass(frozen=True)
@@ -44,48 +44,21 @@ class HuggingFaceSource(Source):
     trust_remote_code: bool = False
 
     def load(self) -> PreTrainedModel:
-        """See `Source.load`. Raises BadInput when transformers cannot load it or weights are missing."""
-        import torch
-        from transformers.utils import logging
-
-        loader = auto_class(self.kind, self.head, read_json(self.folder / "config.json"))
-        pickled = any(path.name in PICKLES for path in self.files)
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        try:
-            model, report = loader.from_pretrained(
-                self.folder,
-                dtype=torch.float32,
-                local_files_only=True,
-                trust_remote_code=self.trust_remote_code,
-                use_safetensors=not pickled,
-                weights_only=True,
-                attn_implementation="eager",
-                output_loading_info=True,
-            )
-        except (pickle.UnpicklingError, EOFError) as error:
-            raise BadInput(
-                f"the pickled weights in {self.folder} hold more than tensors, or are not whole; only tensors "
-                "are unpickled, so convert the checkpoint to safetensors where it comes from"
-            ) from error
-        except (OSError, ValueError, RuntimeError, ImportError, KeyError, AttributeError, TypeError) as error:
-            raise BadInput(f"transformers cannot load {self.folder}: {error}") from error
-        # transformers fills what a checkpoint lacks with random numbers, and only warns.
-        lacking = sorted(key for key in report["missing_keys"] if not key.startswith(_UNUSED_WEIGHTS))
-        lacking += sorted(str(key) for key in report["mismatched_keys"])
-        if lacking:
-            raise BadInput(
-                f"{self.folder} lacks {len(lacking)} weights of {type(model).__name__}, or has them in "
-                f"another shape, first {lacking[0]}; checkpoint and config.json do not belong together"
-            )
-        loaded: PreTrainedModel = model.eval().requires_grad_(False)
-        return loaded
+        """See `Source.load`. Raises BadInput as `load_pretrained` does."""
+        return load_pretrained(
+            auto_class(self.kind, self.head, read_json(self.folder / "config.json")),
+            self.folder,
+            pickled=any(path.name in PICKLES for path in self.files),
+            trust_remote_code=self.trust_remote_code,
+        )
 
 
 def open_folder(folder: Path, recipe: SourceRecipe, name: str | None = None) -> HuggingFaceSource:
     """Checks the folder without importing torch; `name` is the folder's own by default.
 
     Raises BadInput: no config.json, an architecture that is not carried, remote code or pickles without
-    leave, truncated or missing weights, a decoder without tokenizer.json, no maximum length.
+    leave, truncated or missing weights, a decoder without tokenizer.json, a tokenizer of another vocabulary, no
+    maximum length.
     """
     config_file = folder / "config.json"
     if not config_file.is_file():
@@ -103,70 +76,27 @@ def open_folder(folder: Path, recipe: SourceRecipe, name: str | None = None) -> 
     small = [folder / file for file in SMALL_FILES if (folder / file).is_file()]
     code = sorted(folder.glob("*.py")) if recipe.trust_remote_code else []
     text_config = _text_config(config)
+    vocab_size = _positive(text_config, "vocab_size", config_file)
+    if tokenizer_file.is_file():
+        check_vocabulary(tokenizer_file, vocab_size)
     tokenizer_config = read_optional_json(folder / "tokenizer_config.json")
-    pooling, normalize, pooling_files = sentence_modules(folder)
+    sentence = sentence_modules(folder, recipe.allow_pickle)
     return HuggingFaceSource(
         name=name or model_name(str(folder)),
         kind=kind,
         folder=folder,
-        files=(*small, *pooling_files, *code, *weights),
+        files=(*small, *sentence.files, *code, *weights),
         tokenizer_file=tokenizer_file if tokenizer_file.is_file() else None,
         chat_template=_chat_template(folder, tokenizer_config),
         end_token_ids=_end_token_ids(read_optional_json(folder / "generation_config.json"), text_config),
         max_length=_max_length(folder, text_config),
-        vocab_size=_positive(text_config, "vocab_size", config_file),
-        pooling=pooling,
-        normalize=normalize,
+        vocab_size=vocab_size,
+        pooling=sentence.pooling,
+        dense=sentence.dense,
+        normalize=sentence.normalize,
         head=head_of(config, config_file) if kind == "encoder" and not pools_sentences(folder) else Head(),
         trust_remote_code=recipe.trust_remote_code,
     )
-
-
-def sentence_modules(folder: Path) -> tuple[Pooling, bool, tuple[Path, ...]]:
-    """Pooling, normalization and the files that say so, as sentence-transformers lays them out.
-
-    A folder without modules.json is pooled by the mean and not normalized, as sentence-transformers does.
-    Raises BadInput for other modules or other kinds of pooling.
-    """
-    modules_file = folder / "modules.json"
-    if not modules_file.is_file():
-        return "mean", False, ()
-    modules = _module_list(modules_file)
-    pooling: Pooling = "mean"
-    files: list[Path] = []
-    normalize = False
-    for kind, path in modules:
-        if kind == "Pooling":
-            files.append(folder / path / "config.json")
-            pooling = _pooling(files[-1])
-        elif kind == "Normalize":
-            normalize = True
-        elif kind != "Transformer":
-            raise BadInput(
-                f"{modules_file} has a module {kind!r}; Transformer, Pooling and Normalize are supported"
-            )
-    return pooling, normalize, tuple(files)
-
-
-def _module_list(modules_file: Path) -> list[tuple[str, str]]:
-    """(kind, sub folder) of each module."""
-    try:
-        modules = json.loads(modules_file.read_text(encoding="utf-8"))
-        return [(str(module["type"]).rpartition(".")[2], str(module["path"])) for module in modules]
-    except (UnicodeDecodeError, json.JSONDecodeError, TypeError, KeyError) as error:
-        raise BadInput(
-            f"{modules_file} is not a list of sentence-transformers modules ({error!r})"
-        ) from error
-
-
-def _pooling(config_file: Path) -> Pooling:
-    config = read_json(config_file)
-    chosen = sorted(key for key, value in config.items() if key.startswith("pooling_mode_") and value is True)
-    if chosen == ["pooling_mode_mean_tokens"]:
-        return "mean"
-    if chosen == ["pooling_mode_cls_token"]:
-        return "cls"
-    raise BadInput(f"{config_file} asks for {', '.join(chosen) or 'no pooling'}; supported are mean and cls")
 
 
 def _text_config(config: dict[str, Any]) -> dict[str, Any]:
