@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from model_repo.runtime.errors import BadInput
-from plugins.cuda import check, results
+from plugins.cuda import check, check_processes, results
 from plugins.cuda.case import Case
 from plugins.cuda.company import Company, differences
 from plugins.cuda.execution import Execution
@@ -46,7 +46,7 @@ def run_check(toy_library: Path, folder: Path, *more: str, fault: str = "") -> t
     ]
     environment = {**os.environ, "TOY_FAULT": fault, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        command, cwd=check.ROOT, env=environment, capture_output=True, text=True, check=False
+        command, cwd=check_processes.ROOT, env=environment, capture_output=True, text=True, check=False
     )
     return done.returncode, done.stdout + done.stderr
 
@@ -108,7 +108,7 @@ def test_benchmarks_follow_the_checks(toy_library: Path, tmp_path: Path) -> None
     """The toy has none, so that every benchmark is left out by name; the ceilings are measured all the same."""
     command = [sys.executable, "-m", "plugins.cuda.check", "--library", str(toy_library), "--device", "cpu"]
     command += ["--modules", TOY, "--no-sanitizer", "--output", str(tmp_path), "--scale", "quick"]
-    done = subprocess.run(command, cwd=check.ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=check_processes.ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     (found,) = results.read_all(tmp_path)
     assert "benchmark kv_write, bf16, 64 MiB: the library has no such operator" in found.dropped
@@ -142,16 +142,16 @@ def test_device_that_fails_is_taken_up_again(monkeypatch: pytest.MonkeyPatch, tm
             lines.append({"begin": index, "case": f"case {index}", "operator": "toy"})
             if index == 1:
                 break
-            lines.append({"report": check._problem("toy", f"case {index}", "") | {"problems": []}})
+            lines.append({"report": check_processes.problem("toy", f"case {index}", "") | {"problems": []}})
         else:
             lines.append({"end": 4})
         report = Path(command[command.index("--report") + 1])
         report.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"begin": 7, "ca')
         return (0, "") if skip else (-11, "Segmentation fault")
 
-    monkeypatch.setattr(check, "_finished", child)
-    run = check.Run(tmp_path, "cpu", 1, time.perf_counter() + 60, tmp_path, None)
-    check.check_module(run, TOY, "full")
+    monkeypatch.setattr(check_processes, "finished", child)
+    run = check_processes.Run(tmp_path, "cpu", 1, time.perf_counter() + 60, tmp_path, None)
+    check_processes.check_module(run, TOY, "full")
     assert [command[command.index("--skip") + 1] for command in seen] == ["0", "2"]
     assert [(entry["case"], bool(entry["problems"])) for entry in run.checks] == [
         ("case 0", False),
@@ -163,7 +163,7 @@ def test_device_that_fails_is_taken_up_again(monkeypatch: pytest.MonkeyPatch, tm
 
 
 @pytest.mark.parametrize(
-    ("code", "verdict"), [(0, "clean"), (check.SANITIZER_ERRORS, "errors"), (1, "not run")]
+    ("code", "verdict"), [(0, "clean"), (check_processes.SANITIZER_ERRORS, "errors"), (1, "not run")]
 )
 def test_verdict_of_the_sanitizer(
     code: int, verdict: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -175,9 +175,9 @@ def test_verdict_of_the_sanitizer(
         report.write_text('{"begin": 0, "case": "a", "operator": "toy"}\n{"end": 1}\n')
         return code, "what it said"
 
-    monkeypatch.setattr(check, "_finished", child)
-    run = check.Run(tmp_path, "cuda", 1, time.perf_counter() + 60, tmp_path, None)
-    check.sanitize(run, "/bin/sanitizer", TOY, "racecheck")
+    monkeypatch.setattr(check_processes, "finished", child)
+    run = check_processes.Run(tmp_path, "cuda", 1, time.perf_counter() + 60, tmp_path, None)
+    check_processes.sanitize(run, "/bin/sanitizer", TOY, "racecheck")
     (report,) = run.sanitizer
     assert (report.operator, report.tool, report.verdict) == ("toy", "racecheck", verdict)
     assert results.verdict([], run.sanitizer, complete=True) == ("wrong" if verdict == "errors" else "right")
@@ -278,7 +278,7 @@ def test_measurements_are_printed_with_their_goals(capsys: pytest.CaptureFixture
         versions={},
         build={},
         operators=("toy",),
-        checks=(check._problem("toy", "odd", "is wrong"),),
+        checks=(check_processes.problem("toy", "odd", "is wrong"),),
         sanitizer=(SanitizerReport("toy", "racecheck", "errors", "a race"),),
         ceilings={"bf16 matmul, TFLOP/s": 700.0},
         measurements=(measured,),

@@ -9,7 +9,7 @@ import torch
 
 from plugins.cuda.build import build
 from plugins.cuda.case import Scale
-from plugins.cuda.check import modules_of_checks
+from plugins.cuda.check_processes import modules_of_checks
 from plugins.cuda.execution import Execution
 from plugins.cuda.library import Library
 from plugins.cuda.nvcc import machine_architecture
