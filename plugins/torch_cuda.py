@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
+from inspect import signature
 from typing import Any
 
 import torch
@@ -24,8 +25,10 @@ from model_repo.runtime.errors import BadInput
 from .cuda.build import current_library
 from .cuda.library import Description, Library, TensorDescription
 from .cuda.shapes import can_be_made, new_outputs
+from .reference import paged_attention as reference
 
 NAMESPACE = "slipway"
+_SIGNATURE = signature(reference.paged_attention)
 
 
 @cache
@@ -134,51 +137,37 @@ def run(
 
 
 def paged_attention(
-    kernels: Library,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
-    cu_seqlens: Tensor,
-    past_lens: Tensor,
-    block_table: Tensor,
-    slot_mapping: Tensor,
-    head_sink: Tensor | None,
-    alibi_slopes: Tensor | None,
-    scale: float,
-    softcap: float,
-    local_window_size: int,
+    kernels: Library, *arguments: Tensor | float | int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`slipway::paged_attention` by the kernel: the same arguments and results, on copies of the pools.
+    """`slipway::paged_attention` by the kernel: the arguments and results of its reference, on copies of the pools.
 
     Raises BadInput for what the kernel does not take, such as float32.
     """
+    given = _SIGNATURE.bind(*arguments).arguments
+    query, key, value = given["query"], given["key"], given["value"]
+    pools = {name: given[name].clone() for name in ("key_cache", "value_cache")}
     tokens, heads, _ = query.shape
-    pools = {"key_cache": key_cache.clone(), "value_cache": value_cache.clone()}
-    value_dim = value_cache.shape[3]
+    value_dim = pools["value_cache"].shape[3]
     output = query.new_empty(tokens, heads * value_dim)
     tensors = {
         "query": query.flatten(1),
         "key": key.flatten(1),
         "value": value.flatten(1),
         **pools,
-        "cumulative_sequence_length": cu_seqlens,
-        "past_seqlens": past_lens,
-        "block_table": block_table.contiguous(),
-        "slot_mapping": slot_mapping,
+        "cumulative_sequence_length": given["cu_seqlens"],
+        "past_seqlens": given["past_lens"],
+        "block_table": given["block_table"].contiguous(),
+        "slot_mapping": given["slot_mapping"],
         "output": output,
     }
-    if head_sink is not None:
-        tensors["head_sink"] = head_sink.to(query.dtype)
-    if alibi_slopes is not None:
-        tensors["alibi_slopes"] = alibi_slopes.float()
+    if given["head_sink"] is not None:
+        tensors["head_sink"] = given["head_sink"].to(query.dtype)
+    if given["alibi_slopes"] is not None:
+        tensors["alibi_slopes"] = given["alibi_slopes"].float()
     attributes = {
         "num_heads": heads,
         "kv_num_heads": key.shape[1],
-        "scale": scale,
-        "softcap": softcap,
-        "local_window_size": local_window_size,
+        **{name: given[name] for name in ("scale", "softcap", "local_window_size")},
     }
     run(kernels, "paged_attention", tensors, attributes)
     return output.view(tokens, heads, value_dim), pools["key_cache"], pools["value_cache"]

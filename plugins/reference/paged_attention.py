@@ -27,7 +27,6 @@ def paged_attention(
     past_lens: Tensor,
     block_table: Tensor,
     slot_mapping: Tensor,
-    *,
     head_sink: Tensor | None = None,
     alibi_slopes: Tensor | None = None,
     scale: float = 0.0,

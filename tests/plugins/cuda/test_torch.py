@@ -139,7 +139,7 @@ def test_paged_attention_by_the_kernel_is_the_reference(emulated_library: Path, 
             value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
             for value in arguments(make_step(shape, [(7, 1), (0, 5), (20, 3)]))
         ]
-        output, keys, values = torch_cuda.paged_attention(kernels, *given)  # type: ignore[arg-type]
+        output, keys, values = torch_cuda.paged_attention(kernels, *given)
         wanted = reference.paged_attention(
             *given[:9],  # type: ignore[arg-type]
             head_sink=given[9],  # type: ignore[arg-type]
@@ -156,4 +156,4 @@ def test_paged_attention_by_the_kernel_is_the_reference(emulated_library: Path, 
 def test_float32_is_refused_in_words(emulated_library: Path) -> None:
     given = arguments(make_step(Shape(block_size=16), [(7, 1)]))
     with pytest.raises(BadInput, match="query is float32; allowed: float16, bfloat16"):
-        torch_cuda.paged_attention(Library(emulated_library), *given)  # type: ignore[arg-type]
+        torch_cuda.paged_attention(Library(emulated_library), *given)
