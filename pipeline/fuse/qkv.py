@@ -18,6 +18,7 @@ from .matching import (
     integer_weight,
     made_by,
     node_name,
+    note_same,
     only_reader,
     output,
     rank,
@@ -112,7 +113,8 @@ def _packed_dense(graph: ir.Graph, node: ir.Node) -> str | None:
         name=f"{name}.qkv.split",
     )
     insert_before(node, split)
-    for index, part in enumerate(parts):
+    for index, (part, item) in enumerate(zip(parts, products, strict=True)):
+        note_same(part, item.result)
         node.replace_input_with(index, part)
     return None
 
