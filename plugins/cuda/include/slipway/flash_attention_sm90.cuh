@@ -10,7 +10,9 @@
 // Key tiles are visited from the last one back, so that the tile that needs a mask for the sequence's end
 // comes first.
 //
-// Values of 8 bits are transposed on their way, by the other warps of the first warpgroup.
+// Values of 8 bits are transposed on their way, by the other warps of the first warpgroup. The tensor cores
+// keep about 14 bits of a sum of E4M3 products (DeepSeek-V3, arXiv 2412.19437, section 3.3.2), so rows of very
+// many keys lose more than the rounding of their inputs; the emulator sums in float32 and does not show it.
 //
 // Tensor maps cover the packed arrays: the last tile of a sequence holds rows of the next one too. Their
 // scores are hidden, but a probability of 0 times a value that is no number is none: those rows of the value
