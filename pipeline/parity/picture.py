@@ -11,8 +11,8 @@ from pathlib import Path
 
 from .walk import Step, Walk
 
-WIDTH, HEIGHT = 960, 420
-LEFT, RIGHT, TOP, BOTTOM = 64, 16, 48, 56
+WIDTH, HEIGHT = 960, 440
+LEFT, RIGHT, TOP, BOTTOM = 72, 16, 64, 56
 FLOOR, CEILING = -9.0, 1.0
 """Powers of ten at the bottom and the top; what is equal lies at the bottom, what is not finite at the top."""
 
@@ -64,7 +64,7 @@ def picture(walk: Walk, title: str) -> str:
 
 
 def _legend() -> list[str]:
-    x, y = WIDTH - RIGHT - 410, 18
+    x, y = LEFT, 42
     return [
         f'<line class="all" x1="{x}" x2="{x + 22}" y1="{y}" y2="{y}"/>',
         f'<text x="{x + 28}" y="{y + 4}">with all that comes before</text>',
