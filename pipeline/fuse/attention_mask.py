@@ -42,8 +42,10 @@ def _expanded(graph: ir.Graph, place: ir.Node, query: ir.Value, mask: ir.Value, 
         const_value=ir.tensor(np.array([1], dtype=np.int64), name=f"{name}.one"),
     )
     graph.register_initializer(one)
-    length = len(query.shape) - 2
-    rows = ir.node("Shape", [query], {"start": length, "end": length + 1}, name=f"{name}.rows")
+    # In self-attention the mask itself says how many queries there are: then nothing more reads the queries.
+    same = query.shape[-2] == mask.shape[-1] and query.shape[-2] != ir.SymbolicDim(None)
+    told, length = (mask, axes - 1) if same else (query, len(query.shape) - 2)
+    rows = ir.node("Shape", [told], {"start": length, "end": length + 1}, name=f"{name}.rows")
     target = ir.node(
         "Concat",
         [*[one] * (axes - 2), rows.outputs[0], one],
