@@ -233,6 +233,8 @@ def _plain(module: nn.Module, kind: str) -> tuple[ir.Model, Feeds]:
         opset=OPSET,
     )
     tidy(graph, module)
+    if kind != "encoder":  # traced with two, since a size of 1 is not dynamic to torch; measured with one
+        feeds = {name: array[:1].copy() for name, array in feeds.items()}
     return graph, feeds
 
 

@@ -204,6 +204,7 @@ def _mask_fits(mask: ir.Value, scores: ir.Value) -> bool:
 def _fuse(found: _Found, softmax: ir.Node) -> None:
     """Puts the Attention where the product with the values was."""
     rows = [_rows(value) for value in (found.query, found.key, found.value)]
+    scale = found.scale
     together = _together(found.product.outputs[0])
     shape = dims(found.query)
     value_shape = dims(found.value)
@@ -216,12 +217,15 @@ def _fuse(found: _Found, softmax: ir.Node) -> None:
     if together is not None and all(value is not None for value in rows):
         assert isinstance(shape[1], int)
         attributes = {"q_num_heads": shape[1], "kv_num_heads": shape[1]}
+        for index in (0, 1):  # Whisper scales the queries before it moves their heads apart
+            rows[index], factor = _unscaled(rows[index])
+            scale *= factor
         operands = list(rows)
         old, last = together.outputs[0], together
         new_shape = dims(old) or ()
     size = shape[3]
-    if not isinstance(size, int) or not math.isclose(found.scale, size**-0.5, rel_tol=1e-6):
-        attributes["scale"] = found.scale
+    if not isinstance(size, int) or not math.isclose(scale, size**-0.5, rel_tol=1e-6):
+        attributes["scale"] = scale
     mask = found.mask
     if mask is not None and rank(mask) == 1:
         graph = softmax.graph

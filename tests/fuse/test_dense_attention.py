@@ -75,6 +75,15 @@ def test_attention_over_rows_becomes_one_node(scores: str, keys: str) -> None:
     assert (report.matched, report.near_misses) == (1, ())
 
 
+def test_rows_that_are_scaled_before_their_heads_move_apart() -> None:
+    scaled = Q.replace("q1 = Reshape(q0, apart)", "q2 = Mul(eighth, q0) q1 = Reshape(q2, apart)")
+    keys = K.replace("k1 = Reshape(k0, apart)", "k2 = Div(k0, two) k1 = Reshape(k2, apart)")
+    model = model_of(scaled + keys + V + SCORES["unscaled"] + END)
+    assert_fuses([DenseAttention()], model, {"Attention": 1}, 1e-5, **step())
+    (node,) = model.graph
+    assert node.attributes["scale"].as_float() == 0.0625
+
+
 def test_heads_apart_stay_apart() -> None:
     """Something turns the queries (rotary embedding): the operator takes heads as they are."""
     model = model_of(
