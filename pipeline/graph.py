@@ -64,6 +64,8 @@ def save_graph(model: ir.Model, path: Path) -> GraphFiles:
     written = 0
     for value, tensor in _weights(model):
         if tensor.nbytes <= EXTERNAL_BYTES:
+            if isinstance(tensor, ir.ExternalTensor):  # of a foreign graph: that file may be elsewhere
+                value.const_value = _held(tensor)
             continue
         digest, new_bytes = _store(tensor, folder)
         written += new_bytes
@@ -96,6 +98,17 @@ def _weights(model: ir.Model) -> Iterator[tuple[ir.Value, Any]]:
         for value in graph.initializers.values():
             if value.const_value is not None:
                 yield value, value.const_value
+
+
+def _held(tensor: ir.ExternalTensor) -> ir.Tensor[Any]:
+    """A copy in memory, which goes into the graph's own file."""
+    return ir.Tensor(
+        np.array(tensor.numpy()),
+        dtype=tensor.dtype,
+        name=tensor.name,
+        doc_string=tensor.doc_string,
+        metadata_props=dict(tensor.metadata_props),
+    )
 
 
 def _store(tensor: Any, folder: Path) -> tuple[str, int]:

@@ -57,6 +57,21 @@ def test_an_unchanged_weight_is_written_once_and_copied_elsewhere(tmp_path: Path
         onnx.checker.check_model(graph)  # refuses weight files that are links
 
 
+def test_small_weights_of_a_foreign_graph_come_along(tmp_path: Path, weight: np.ndarray) -> None:
+    """They lie outside its file; under EXTERNAL_BYTES they are held in the graph itself."""
+    write_matmul(tmp_path / "inline.onnx", weight[:2, :3])
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    model = onnx.load(tmp_path / "inline.onnx")
+    onnx.save(model, foreign / "g.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    saved = save_graph(load_graph(foreign / "g.onnx"), tmp_path / "out" / "a.onnx")
+    (foreign / "w.bin").unlink()
+    assert saved.weights == ()
+    x = np.ones((1, 2), np.float32)
+    (y,) = ort.InferenceSession(saved.graph, providers=["CPUExecutionProvider"]).run(None, {"x": x})
+    np.testing.assert_allclose(y, x @ weight[:2, :3], rtol=1e-6)
+
+
 def test_missing_and_broken_graphs_are_refused_in_words(tmp_path: Path, weight: np.ndarray) -> None:
     with pytest.raises(BadInput, match="no ONNX graph"):
         load_graph(tmp_path / "none.onnx")
