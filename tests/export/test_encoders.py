@@ -25,6 +25,7 @@ from pipeline.export.encoder import export_encoder
 from pipeline.export.exported import ExportedGraph
 from pipeline.recipe import ExportRecipe, SourceRecipe
 from pipeline.sources import open_source
+from tests.export.compiled import compiled
 from tests.export.encoder_families import CARRIED, MAX_LENGTH, REFUSED, TEXTS, TOKENS, Family, Refused
 from tests.export.runners import serialized, session
 from tests.export.tiny_models import VOCABULARY, sharpened
@@ -69,12 +70,13 @@ def run(running: Any, texts: list[list[int]], extra_padding: int = 0, pad: int =
 
 @dataclass
 class Carried:
-    """A tiny encoder: its graph, the same in ONNX Runtime, and transformers' model. Those pooled by the mean are
-    normalized too, so that both settings are covered."""
+    """A tiny encoder: its graph, the same in ONNX Runtime, its engine, and transformers' model. Those pooled by the
+    mean are normalized too, so that both settings are covered."""
 
     family: Family
     graph: onnx.ModelProto
     running: Any
+    engine: Any
     reference: transformers.PreTrainedModel
 
     def expect(self, text: list[int]) -> Floats:
@@ -89,19 +91,21 @@ class Carried:
         for family in CARRIED
     ],
 )
-def carried(request: pytest.FixtureRequest) -> Carried:
+def carried(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Carried:
     family: Family = request.param
     exported = export_encoder(family.model(), family.pooling, family.pooling == "mean", MAX_LENGTH, opset=24)
     graph = serialized(exported.model)
-    return Carried(family, graph, session(graph), family.model())
+    engine = compiled(exported.model, tmp_path_factory.mktemp("engine"))
+    return Carried(family, graph, session(graph), engine, family.model())
 
 
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
 def test_a_tiny_encoder_embeds_as_transformers(carried: Carried, lengths: tuple[int, ...]) -> None:
     random = np.random.default_rng(5)
     texts = [random.integers(3, VOCABULARY, length).tolist() for length in lengths]
-    for text, embedding in zip(texts, run(carried.running, texts), strict=True):
-        np.testing.assert_allclose(embedding, carried.expect(text), rtol=0, atol=1e-4)
+    expected = np.stack([carried.expect(text) for text in texts])
+    np.testing.assert_allclose(run(carried.running, texts), expected, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(run(carried.engine, texts), expected, rtol=0, atol=1e-4)
 
 
 def test_padding_does_not_matter(carried: Carried) -> None:
