@@ -19,15 +19,18 @@ BODY_SUFFIXES = ("Model", "ForMaskedLM", "ForPreTraining")
 """Class names of encoders without a head of use: their hidden states are pooled. Whether a class's results depend
 on padding or company is found out by export's probe."""
 
+IMAGE_SUFFIX = "ForImageClassification"
+"""Class names of models from pixels to the logits of labels."""
+
 CARRIED = (
     "decoders of the Llama kind (a ...ForCausalLM class that uses transformers' attention interface) and "
     "encoders of the BERT kind: bodies (...Model, ...EncoderModel, ...ForMaskedLM) as sentence encoders, and "
-    f"heads ({', '.join(f'...{suffix}' for suffix in HEAD_SUFFIXES)})"
+    f"heads ({', '.join(f'...{suffix}' for suffix in HEAD_SUFFIXES)}), and classifiers of images (...{IMAGE_SUFFIX})"
 )
 
 
 def model_kind(config: dict[str, Any], config_file: Path) -> Kind:
-    """Decoder or encoder. Raises BadInput for anything else, naming what is carried."""
+    """Decoder, encoder, or named tensors (images). Raises BadInput for anything else, naming what is carried."""
     architectures = config.get("architectures")
     model_type = config.get("model_type")
     if not isinstance(architectures, list) or not architectures or not isinstance(architectures[0], str):
@@ -37,6 +40,8 @@ def model_kind(config: dict[str, Any], config_file: Path) -> Kind:
     architecture = architectures[0]
     if architecture.endswith(DECODER_SUFFIXES):
         return "decoder"
+    if architecture.endswith(IMAGE_SUFFIX):
+        return "tensors"
     if _is_text_encoder(config, architecture) or pools_sentences(config_file.parent):
         return "encoder"
     raise BadInput(

@@ -15,6 +15,7 @@ from .base import Source
 from .checkpoint import PICKLES, weight_files
 from .files import read_json, read_optional_json
 from .heads import head_of
+from .images import PREPROCESSOR, ImageSource, image_shape
 from .loading import load_pretrained
 from .names import model_name
 from .sentence import sentence_modules
@@ -33,6 +34,7 @@ SMALL_FILES = (
     "chat_template.jinja",
     "modules.json",
     "sentence_bert_config.json",
+    PREPROCESSOR,
 )
 _LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
 
@@ -53,7 +55,7 @@ class HuggingFaceSource(Source):
         )
 
 
-def open_folder(folder: Path, recipe: SourceRecipe, name: str | None = None) -> HuggingFaceSource:
+def open_folder(folder: Path, recipe: SourceRecipe, name: str | None = None) -> Source:
     """Checks the folder without importing torch; `name` is the folder's own by default.
 
     Raises BadInput: no config.json, an architecture that is not carried, remote code or pickles without
@@ -66,15 +68,25 @@ def open_folder(folder: Path, recipe: SourceRecipe, name: str | None = None) -> 
     config = read_json(config_file)
     refuse_remote_code(config, config_file, recipe.trust_remote_code)
     kind = model_kind(config, config_file)
+    weights = weight_files(folder, recipe.allow_pickle)
+    small = [folder / file for file in SMALL_FILES if (folder / file).is_file()]
+    code = sorted(folder.glob("*.py")) if recipe.trust_remote_code else []
+    if kind == "tensors":
+        return ImageSource(
+            name=name or model_name(str(folder)),
+            kind=kind,
+            folder=folder,
+            files=(*small, *code, *weights),
+            shape=image_shape(folder, config),
+            trust_remote_code=recipe.trust_remote_code,
+            seconds=recipe.load_seconds,
+        )
     tokenizer_file = folder / "tokenizer.json"
     if kind == "decoder" and not tokenizer_file.is_file():
         raise BadInput(
             f"{folder} has no tokenizer.json, without which text cannot be served; save the tokenizer with "
             "transformers' PreTrainedTokenizerFast.save_pretrained"
         )
-    weights = weight_files(folder, recipe.allow_pickle)
-    small = [folder / file for file in SMALL_FILES if (folder / file).is_file()]
-    code = sorted(folder.glob("*.py")) if recipe.trust_remote_code else []
     text_config = _text_config(config)
     vocab_size = _positive(text_config, "vocab_size", config_file)
     if tokenizer_file.is_file():
