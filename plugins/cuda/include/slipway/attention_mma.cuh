@@ -79,6 +79,9 @@ __device__ __forceinline__ void multiply_probability_value_e4m3(float (&output)[
         mma_step<T>(output[r][2 * chunk], a[r], even);
         mma_step<T>(output[r][2 * chunk + 1], a[r], odd);
       }
+      // No load is moved up over this: with heads of 256 there are no registers for fragments far ahead.
+      if constexpr (D == 256)
+        if (chunk % 2 == 1) __syncwarp();
     }
   }
 }

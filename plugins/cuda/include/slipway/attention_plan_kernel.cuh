@@ -204,7 +204,9 @@ __device__ __forceinline__ void deal_out(AttentionItem* items, int count, int kv
   }
 }
 
-__global__ void __launch_bounds__(kPlanThreads) attention_plan_kernel(AttentionPlanParams p, AttentionPlan plan, int slots) {
+// One block is all there is: the bound of one a multiprocessor lets it have the registers that it wants.
+__global__ void __launch_bounds__(kPlanThreads, 1)
+    attention_plan_kernel(AttentionPlanParams p, AttentionPlan plan, int slots) {
   DYNAMIC_SMEM(smem);
   const int batch = p.limits.batch, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   int* scratch = reinterpret_cast<int*>(smem);

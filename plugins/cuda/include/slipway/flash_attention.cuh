@@ -89,9 +89,7 @@ __global__ void __launch_bounds__(Shape::kThreads) flash_attention_kernel(FlashA
   ptx::device_check(p.bias == nullptr || !is_sequence || (tile.length <= p.max_q && length <= p.max_k),
                     "a sequence is longer than max_q or max_k of bias");
 
-  // Rows of this warp, and the tiles of keys that the block visits.
-  const int warp_row = tile.first + int(threadIdx.x) / 32 * Shape::kWarpRows;
-  const int warp_rows = min(Shape::kWarpRows, tile.length - warp_row);  // may be none
+  // The tiles of keys that the block visits.
   const int last_row = min(tile.first + Shape::kBlockM, tile.length) - 1;
   const KeyRange visited = visited_keys(p.mask, tile.first + shift, last_row + shift, length);
   const int first_tile = visited.begin / BlockN;
@@ -106,14 +104,14 @@ __global__ void __launch_bounds__(Shape::kThreads) flash_attention_kernel(FlashA
   auto load_keys = [&](int n0) {
     const int64_t at = (key_begin + n0) * p.key_row + kv_head * p.key_head;
     load_tile<T, D, BlockN, Shape::kThreads>(
-        key_tile, static_cast<const T*>(p.key), p.head_dim, threadIdx.x,
+        key_tile, static_cast<const T*>(p.key), p.head_dim, ptx::fresh_thread(),
         [&](int row) { return n0 + row < length ? at + row * p.key_row : -1; });
     ptx::cp_async_commit();
   };
   auto load_values = [&](int n0) {
     const int64_t at = (key_begin + n0) * p.value_row + kv_head * p.value_head;
     load_tile<T, D, BlockN, Shape::kThreads>(
-        value_tile, static_cast<const T*>(p.value), p.value_dim, threadIdx.x,
+        value_tile, static_cast<const T*>(p.value), p.value_dim, ptx::fresh_thread(),
         [&](int row) { return n0 + row < length ? at + row * p.value_row : -1; });
     ptx::cp_async_commit();
   };
@@ -131,8 +129,10 @@ __global__ void __launch_bounds__(Shape::kThreads) flash_attention_kernel(FlashA
   for (int n = first_tile; n < end_tile; n++) {
     // Nothing that follows from these is kept from one tile to the next: registers are dearer than a few
     // additions.
-    const int thread = ptx::opaque(int(threadIdx.x)), lane = thread % 32;
-    const int position = ptx::opaque(warp_row) + shift;  // of the warp's first row
+    const int thread = ptx::fresh_thread(), lane = thread % 32;
+    const int warp_row = tile.first + thread / 32 * Shape::kWarpRows;
+    const int warp_rows = min(Shape::kWarpRows, tile.length - warp_row);  // may be none
+    const int position = warp_row + shift;                                // of the warp's first row
     const int n0 = n * BlockN;
     // A warp without rows, or whose rows see none of these keys, only helps to copy.
     const KeyRange seen = visited_keys(p.mask, position, position + warp_rows - 1, length);
@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(Shape::kThreads) flash_attention_kernel(FlashA
     if (!works) continue;
 
     const int key = n0 + lane % 4 * 2;
-    const ScoreMap map(p.mask, scale, p.bias != nullptr);
+    const ScoreMap map(p.mask, ptx::opaque(scale), p.bias != nullptr);
     if (map.changes) {
 #pragma unroll
       for (int r = 0; r < RowTiles; r++) scale_scores(s[r], map);
@@ -197,8 +197,11 @@ __global__ void __launch_bounds__(Shape::kThreads) flash_attention_kernel(FlashA
     multiply_probability_value<T, D>(output, s, value_tile, lane);
   }
 
+  const int thread = ptx::fresh_thread(), lane = thread % 32;
+  const int warp_row = tile.first + thread / 32 * Shape::kWarpRows;
+  const int warp_rows = min(Shape::kWarpRows, tile.length - warp_row);
   if (warp_rows <= 0) return;
-  const int lane = threadIdx.x % 32;
+  const int begin = p.cu_seqlens_q[ptx::opaque(tile.sequence)];  // tile.begin: registers are dearer
   float sink = -INFINITY;
   if (p.head_sink != nullptr && is_sequence)
     sink = p.sink_is_float32 ? static_cast<const float*>(p.head_sink)[head]
@@ -212,7 +215,7 @@ __global__ void __launch_bounds__(Shape::kThreads) flash_attention_kernel(FlashA
       const RowEnd end = softmax[r].finish(h, sink);
       const int row = 16 * r + 8 * h + lane / 4;
       if (row >= warp_rows) continue;
-      const int64_t token = tile.begin + warp_row + row;
+      const int64_t token = begin + warp_row + row;
       if (p.log_sum_exp != nullptr && lane % 4 == 0)
         p.log_sum_exp[int64_t(head) * p.tokens_q + token] = end.log_sum_exp;
       store_row<T, Out, D>(out + token * p.heads * p.value_dim, output[r], h, end.inverse * value_scale,

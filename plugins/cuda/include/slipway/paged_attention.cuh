@@ -42,6 +42,14 @@ constexpr size_t paged_smem(int stages) {
   return PagedScratch<T, D>::kBytes + stages * PagedStage<T, Kind, D>::kBytes;
 }
 
+// No load of fragments is moved up over this. With heads of 256 the accumulators take half of a thread's registers, and
+// the assembler, which sees one long run of loads and products, would fetch so far ahead that it runs out of them. What
+// it costs is small: the first product after a fence may wait for its fragments, where no other one hides that.
+template <int D>
+__device__ __forceinline__ void fence_fragments() {
+  if constexpr (D > 128) __syncwarp();
+}
+
 // Scores of 16 rows with 8 * Blocks keys of a tile, from `key` on; with scales a token these are multiplied in.
 template <class T, PoolKind Kind, int D, int Blocks, class Query>
 __device__ __forceinline__ void score_keys(float (&s)[Blocks][4], const Query& query,
@@ -62,6 +70,7 @@ __device__ __forceinline__ void score_keys(float (&s)[Blocks][4], const Query& q
 #pragma unroll
       for (int i = 0; i < Tile::kKeySteps; i++) ptx::mma_m16n8k16<T>(s[n], a[i], b[i]);
     }
+    fence_fragments<D>();
   }
   if constexpr (Kind != PoolKind::k16Bit) {
     if (!token_scales) return;
@@ -120,19 +129,24 @@ __device__ __forceinline__ void scale_probabilities(float (&s)[Blocks][4], const
   }
 }
 
-// acc = acc * alpha + P V for 32 keys from `key` on and groups of 16 columns from `first_group` on.
+// acc += P V for 32 keys from `key` on and groups of 16 columns from `first_group` on. The values of the next group are
+// on their way while those of one are multiplied.
 template <class T, PoolKind Kind, int D, int Groups>
 __device__ __forceinline__ void add_values(float (&acc)[2 * Groups][4], const uint32_t (&a)[2][4],
                                            const PagedStage<T, Kind, D>& stage, int key, int first_group,
                                            int lane) {
+  using Tile = PoolTile<T, Kind, D>;
+  uint32_t b[2][2][2][2];  // of a group and the next one, in turn
+  Tile::load_values(b[0], stage.values, key, first_group, lane);
 #pragma unroll
   for (int g = 0; g < Groups; g++) {
-    uint32_t b[2][2][2];
-    PoolTile<T, Kind, D>::load_values(b, stage.values, key, first_group + g, lane);
+    if (g + 1 < Groups) Tile::load_values(b[(g + 1) % 2], stage.values, key, first_group + g + 1, lane);
 #pragma unroll
     for (int step = 0; step < 2; step++)
 #pragma unroll
-      for (int block = 0; block < 2; block++) ptx::mma_m16n8k16<T>(acc[2 * g + block], a[step], b[step][block]);
+      for (int block = 0; block < 2; block++)
+        ptx::mma_m16n8k16<T>(acc[2 * g + block], a[step], b[g % 2][step][block]);
+    fence_fragments<D>();
   }
 }
 template <int N>
@@ -146,18 +160,19 @@ __device__ __forceinline__ void attend_wide(const PagedAttentionParams& p, Paged
                                             const AttentionItem& item, int kv_head,
                                             const PagedScratch<T, D>& scratch) {
   constexpr int kKeys = kTileKeys<D>, kBlocks = kKeys / 8, kQuarter = kBlocks / 4;
-  const PagedRows rows(p, item, kv_head, int(threadIdx.x) / 32 * 16, scratch.places);
+  const PagedRows rows(p, item, kv_head, ptx::fresh_thread() / 32 * 16, scratch.places);
   QueryFragments<T, Kind, D, (D <= 128)> query;
   query.load({rows.query<T>(p, 0), rows.query<T>(p, 1)}, p.key_dim, scratch.query);
-  const ScoreMap map(p.mask, p.mask.scale * key_factor(p, kv_head), false);
+  const float scale = p.mask.scale * key_factor(p, kv_head);
   float acc[D / 8][4] = {}, maximum[2] = {-INFINITY, -INFINITY}, sum[4][2] = {};
 
   for (int key = item.key_begin / kKeys * kKeys; key < item.key_end; key += kKeys) {
     const auto stage = pipe.next();
     if (key >= rows.any_sees.end || key + kKeys <= rows.any_sees.begin) continue;  // the same for the whole warp
-    const int lane = ptx::opaque(int(threadIdx.x)) % 32;  // addresses are made anew: registers are dearer
+    const int lane = ptx::fresh_thread() % 32;  // addresses are made anew: registers are dearer
     float s[kBlocks][4], alpha[2];
     score_keys<T, Kind, D>(s, query, stage, 0, p.token_scales, lane);
+    const ScoreMap map(p.mask, ptx::opaque(scale), false);
     rows.mask_scores(s, p, map, key, lane);
 #pragma unroll
     for (int h = 0; h < 2; h++) {
@@ -197,15 +212,16 @@ __device__ __forceinline__ void attend_narrow(const PagedAttentionParams& p, Pag
   const PagedRows rows(p, item, kv_head, 0, scratch.places);
   QueryFragments<T, Kind, D, true> query;
   query.load({rows.query<T>(p, 0), rows.query<T>(p, 1)}, p.key_dim, nullptr);
-  const ScoreMap map(p.mask, p.mask.scale * key_factor(p, kv_head), false);
+  const float scale = p.mask.scale * key_factor(p, kv_head);
   float acc[D / 32][4] = {}, maximum[2] = {-INFINITY, -INFINITY}, sum[2] = {};
 
   for (int key = item.key_begin / kKeys * kKeys; key < item.key_end; key += kKeys) {
     const auto stage = pipe.next();
-    const int thread = ptx::opaque(int(threadIdx.x)), lane = thread % 32, warp = thread / 32;
+    const int thread = ptx::fresh_thread(), lane = thread % 32, warp = thread / 32;
     const int my_keys = warp * (kKeys / 4);
     float s[kBlocks][4], alpha[2];
     score_keys<T, Kind, D>(s, query, stage, my_keys, p.token_scales, lane);
+    const ScoreMap map(p.mask, ptx::opaque(scale), false);
     rows.mask_scores(s, p, map, key + my_keys, lane);
 #pragma unroll
     for (int h = 0; h < 2; h++) {
@@ -241,7 +257,7 @@ __device__ __forceinline__ void attend_narrow(const PagedAttentionParams& p, Pag
     }
   }
 
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int thread = ptx::fresh_thread(), warp = thread / 32, lane = thread % 32;
 #pragma unroll
   for (int h = 0; h < 2; h++) {
     const float mine = quad_sum(sum[h]);

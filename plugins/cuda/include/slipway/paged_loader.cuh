@@ -66,8 +66,7 @@ class PagedLoader {
   static constexpr int kKeys = Stage::kKeys;
   static constexpr int kRowStep = kPagedThreads / Layout::kChunks;  // rows that the threads copy at a time
   static constexpr int kPasses = kKeys / kRowStep;
-  // Blocks hold at least 16 keys, and tiles begin at multiples of 16: so many passes stay in one block.
-  static constexpr int kPassesABlock = kRowStep >= 16 ? 1 : 16 / kRowStep, kBlocks = kPasses / kPassesABlock;
+  static constexpr int kGroups = kKeys / 16;  // blocks hold at least 16 keys, and tiles begin at multiples of 16
 
  public:
   __device__ __forceinline__ PagedLoader(const PagedAttentionParams& params, unsigned char* smem)
@@ -78,7 +77,7 @@ class PagedLoader {
   // Starts the copies of the next tile, if there is one, as one group of cp.async. Its stage must be free.
   __device__ __forceinline__ void fetch() {
     if (!cursor_.done()) {
-      const int thread = ptx::opaque(int(threadIdx.x));  // addresses are made anew: registers are dearer
+      const int thread = ptx::fresh_thread();  // addresses are made anew: registers are dearer
       copy_tile(thread);
       key_ += kKeys;
       if (key_ < item_end_) {
@@ -93,6 +92,11 @@ class PagedLoader {
   }
 
  private:
+  struct Source {
+    int64_t slot;  // row of a pool; 0 when not valid
+    bool valid;    // the row is a key of the item; others become zero
+  };
+
   __device__ __forceinline__ void open_item(int thread) {
     if (cursor_.done()) return;
     const AttentionItem item = cursor_.item(p_);
@@ -103,8 +107,7 @@ class PagedLoader {
     find_blocks(thread);
   }
 
-  // Slot (row of a pool) of key `key`, or -1 when it lies outside of the item; may be asked for before it is known
-  // that it is needed.
+  // Block of key `key`, or -1 when it lies outside of the item.
   __device__ __forceinline__ int block_of(int key) const {
     if (key < item_begin_ || key >= item_end_) return -1;
     const int block = table_[key >> p_.block_shift];
@@ -112,16 +115,19 @@ class PagedLoader {
     return unsigned(block) < unsigned(p_.num_blocks) ? block : -1;
   }
 
-  // Looks the next tile's blocks up, long before they are needed. A block is that of a group's first or, where the
-  // item begins within the group, last key.
+  // Looks the next tile's blocks up, long before they are needed: lane l that of group l % kGroups, for all of its
+  // warp. A block is that of a group's first or, where the item begins within the group, last key.
   __device__ __forceinline__ void find_blocks(int thread) {
-#pragma unroll
-    for (int i = 0; i < kBlocks; i++) {
-      const int key = key_ + row(thread, i * kPassesABlock) / 16 * 16;
-      blocks_[i] = block_of(min(max(key, item_begin_), key + 15));
-    }
-    if (Kind != PoolKind::k16Bit && p_.token_scales)
-      scale_block_ = block_of(key_ + thread % kKeys);
+    const int key = key_ + thread % kGroups * 16;
+    block_ = block_of(min(max(key, item_begin_), key + 15));
+  }
+
+  // Where row `r` of the tile is in the pools. All lanes of the warp call it.
+  __device__ __forceinline__ Source source(int r) const {
+    const int key = key_ + r, block = __shfl_sync(0xffffffffu, block_, r / 16);
+    const bool valid = key >= item_begin_ && key < item_end_ && block >= 0;
+    const int in_block = (1 << p_.block_shift) - 1;
+    return {valid ? (int64_t(block) << p_.block_shift) + (key & in_block) : 0, valid};
   }
 
   __device__ __forceinline__ static int row(int thread, int pass) {
@@ -131,20 +137,18 @@ class PagedLoader {
   __device__ __forceinline__ void copy_tile(int thread) const {
     const Stage stage(smem_, stage_);
     const int chunk = thread % Layout::kChunks, column = chunk * Layout::kPerChunk;
-    const int in_block = (1 << p_.block_shift) - 1;
 #pragma unroll
     for (int pass = 0; pass < kPasses; pass++) {
-      const int r = row(thread, pass), key = key_ + r, block = blocks_[pass / kPassesABlock];
-      const bool valid = key >= item_begin_ && key < item_end_ && block >= 0;
-      const int64_t slot = valid ? (int64_t(block) << p_.block_shift) + (key & in_block) : 0;
+      const int r = row(thread, pass);
+      const auto [slot, valid] = source(r);
       const int64_t head_row = slot * p_.limits.kv_heads + kv_head_;
       copy_chunk(stage.keys + Layout::at(r, chunk), p_.key_cache, head_row, column, p_.key_dim, valid);
       copy_chunk(stage.values + Layout::at(r, chunk), p_.value_cache, head_row, column, p_.value_dim, valid);
     }
     if (Kind != PoolKind::k16Bit && p_.token_scales && thread < 2 * kKeys) {
-      const int r = thread % kKeys, key = key_ + r;
-      const bool valid = key >= item_begin_ && key < item_end_ && scale_block_ >= 0, of_keys = thread < kKeys;
-      const int64_t slot = valid ? (int64_t(scale_block_) << p_.block_shift) + (key & in_block) : 0;
+      const int r = thread % kKeys;
+      const bool of_keys = thread < kKeys;
+      const auto [slot, valid] = source(r);
       const float* from = of_keys ? p_.key_scale : p_.value_scale;
       ptx::cp_async_small<4>((of_keys ? stage.key_scales : stage.value_scales) + r,
                              from + slot * p_.limits.kv_heads + kv_head_, valid);
@@ -173,8 +177,7 @@ class PagedLoader {
   int stage_;
   int kv_head_ = 0, key_ = 0, item_begin_ = 0, item_end_ = 0;
   const int* table_ = nullptr;
-  int blocks_[kBlocks] = {};
-  int scale_block_ = -1;
+  int block_ = -1;
 };
 
 // The loader and the stages that it has filled, as seen by the threads that compute.

@@ -75,7 +75,7 @@ struct PoolTile {
   // Of a group of 16 columns, the first of the four that a lane's accumulators hold, and its neighbour: element
   // (block, i) of a row is column value_column(block, i).
   __device__ static __forceinline__ int value_column(int block, int i) {
-    const int t = threadIdx.x % 4;
+    const int t = ptx::fresh_thread() % 4;
     return k8Bit ? 4 * t + 2 * i + block : 8 * block + 2 * t + i;
   }
 };
@@ -91,8 +91,8 @@ struct QueryFragments {
   // zero. shared: [D / 16][blockDim.x], when not InRegisters.
   __device__ __forceinline__ void load(const T* const (&row)[2], int key_dim, uint4* shared) {
     constexpr bool k8Bit = Kind != PoolKind::k16Bit;
-    mine = shared + threadIdx.x;
-    const int t = threadIdx.x % 4;
+    const int thread = ptx::fresh_thread(), t = thread % 4;
+    mine = shared + thread;
 #pragma unroll
     for (int step = 0; step < D / 16; step++) {
       uint32_t a[4];

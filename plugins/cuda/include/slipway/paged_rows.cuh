@@ -32,16 +32,16 @@ __device__ __forceinline__ float value_factor(const PagedAttentionParams& p, int
 
 // Where a row is among queries and results.
 struct RowPlace {
+  static constexpr int kNoRow = -1;
   int token;  // -1: no such row
   int head;   // of the query
   int slot;   // of the partial result; -1: the result itself is written
+  int position;  // in its sequence; kNoRow: no such row, which sees nothing
 };
 
 // The two rows of a lane, in the order of accumulators: lane / 4 of its warp's 16 rows, and 8 below.
 struct PagedRows {
-  static constexpr int kNoRow = -1;
   RowPlace* places;   // of the warp's 16 rows, in shared memory: registers are dearer
-  int position[2];    // kNoRow: no such row, which sees nothing
   KeyRange keys;      // of the item
   KeyRange all_see;   // keys that every row of the warp sees
   KeyRange any_sees;  // and those that some row sees
@@ -50,16 +50,16 @@ struct PagedRows {
   // first: the warp's first row, counted in the item; shared: [kPagedWarps][16], which all lanes may read on return.
   __device__ __forceinline__ PagedRows(const PagedAttentionParams& p, const AttentionItem& item, int kv_head, int first,
                                        RowPlace* shared)
-      : places(shared + threadIdx.x / 32 * 16), keys{item.key_begin, item.key_end} {
+      : places(shared + ptx::fresh_thread() / 32 * 16), keys{item.key_begin, item.key_end} {
     const int group = p.limits.heads / p.limits.kv_heads;
     all_see = {0, 1 << 30}, any_sees = {1 << 30, 0};
     past = item.list < 0 ? p.past_lens[item.sequence] : 1 << 30;
+    const int lane = ptx::fresh_thread() % 32;
     __syncwarp();  // all lanes are done with the places of the item before
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-      const int in_warp = int(threadIdx.x) % 32 / 4 + 8 * h, row = first + in_warp;
-      RowPlace place = {-1, 0, -1};
-      position[h] = kNoRow;
+      const int in_warp = lane / 4 + 8 * h, row = first + in_warp;
+      RowPlace place = {-1, 0, -1, RowPlace::kNoRow};
       if (row < item.rows) {
         const int index = (item.first_row + row) / group;
         int sequence = item.sequence;
@@ -73,12 +73,12 @@ struct PagedRows {
         const int number = place.token - p.cu_seqlens[sequence];
         const AttentionSequence& s = p.plan.sequences[sequence];
         if (item.chunk >= 0 && s.slot >= 0) place.slot = s.slot + number * s.chunks + item.chunk - s.first_chunk;
-        position[h] = p.past_lens[sequence] + number;
-        const KeyRange seen = sees(p, h);
+        place.position = p.past_lens[sequence] + number;
+        const KeyRange seen = sees(p, place.position);
         all_see = {max(all_see.begin, seen.begin), min(all_see.end, seen.end)};
         any_sees = {min(any_sees.begin, seen.begin), max(any_sees.end, seen.end)};
       }
-      if (threadIdx.x % 4 == 0) places[in_warp] = place;
+      if (lane % 4 == 0) places[in_warp] = place;
     }
     __syncwarp();
 #pragma unroll
@@ -90,13 +90,13 @@ struct PagedRows {
     }
   }
 
-  // Keys of the item that row h sees.
-  __device__ __forceinline__ KeyRange sees(const PagedAttentionParams& p, int h) const {
-    const KeyRange visible = visible_keys(p.mask, position[h], keys.end);
+  // Keys of the item that a row at `position` sees.
+  __device__ __forceinline__ KeyRange sees(const PagedAttentionParams& p, int position) const {
+    const KeyRange visible = visible_keys(p.mask, position, keys.end);
     return {max(visible.begin, keys.begin), visible.end};
   }
 
-  __device__ __forceinline__ RowPlace place(int h) const { return places[threadIdx.x % 32 / 4 + 8 * h]; }
+  __device__ __forceinline__ RowPlace place(int h) const { return places[ptx::fresh_thread() % 32 / 4 + 8 * h]; }
 
   template <class T>
   __device__ __forceinline__ const T* query(const PagedAttentionParams& p, int h) const {
@@ -115,14 +115,14 @@ struct PagedRows {
       if (p.mask.alibi_slopes != nullptr) {
 #pragma unroll
         for (int h = 0; h < 2; h++)
-          add_alibi(s, h, p.mask.alibi_slopes[place(h).head] * kLog2e, position[h], column);
+          add_alibi(s, h, p.mask.alibi_slopes[place(h).head] * kLog2e, place(h).position, column);
       }
     }
     const bool in_tree = p.tree_mask != nullptr && key + 8 * Blocks > past;
     if (key >= all_see.begin && key + 8 * Blocks <= all_see.end && !in_tree) return;
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-      hide_scores(s, h, sees(p, h), column);
+      hide_scores(s, h, sees(p, place(h).position), column);
       if (in_tree && place(h).token >= 0) hide_branches(s, p, h, column);
     }
   }
@@ -153,7 +153,7 @@ struct PagedRows {
     const bool partial = at.slot >= 0;
     const int64_t row = int64_t(partial ? at.slot : at.token) * p.limits.heads + at.head;
     const RowEnd end = finish_row(maximum, sum, head_sink<T>(p, at.head));
-    states = states && threadIdx.x % 4 == 0;
+    states = states && ptx::fresh_thread() % 4 == 0;
     if (states && partial)
       *reinterpret_cast<float2*>(p.partial_state + 2 * row) = float2{maximum, sum};
     else if (states && p.log_sum_exp != nullptr)

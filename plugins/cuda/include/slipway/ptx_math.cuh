@@ -42,6 +42,15 @@ __device__ __forceinline__ int64_t opaque(int64_t x) {
 #endif
   return x;
 }
+__device__ __forceinline__ float opaque(float x) {
+#ifdef __CUDACC__
+  asm volatile("" : "+f"(x));
+#endif
+  return x;
+}
+
+// threadIdx.x, where what is made of it is not worth a register until its next use.
+__device__ __forceinline__ int fresh_thread() { return opaque(int(threadIdx.x)); }
 
 // Any function of three bits, for all bits at once: bit i of Table is its value where (a, b, c) spell i.
 template <int Table>

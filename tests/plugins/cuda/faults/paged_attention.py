@@ -56,6 +56,9 @@ FAULTS = [
         "block_of(min(max(key, item_begin_), key + 15))",
         "block_of(key)",
     ),
+    Fault("every lane's own block", LOADER, "__shfl_sync(0xffffffffu, block_, r / 16)", "block_"),
+    Fault("blocks of the first 16 keys", LOADER, "block_, r / 16)", "block_, 0)"),
+    Fault("one block a tile looked up", LOADER, "thread % kGroups * 16", "0"),
     Fault(
         "key head 0",
         LOADER,
@@ -150,8 +153,8 @@ FAULTS = [
     Fault(
         "the row below",
         ROWS,
-        "in_warp = int(threadIdx.x) % 32 / 4 + 8 * h, row",
-        "in_warp = int(threadIdx.x) % 32 / 4 + 8 * (1 - h), row",
+        "in_warp = lane / 4 + 8 * h, row",
+        "in_warp = lane / 4 + 8 * (1 - h), row",
     ),
     Fault(
         "the last chunk not merged",

@@ -53,8 +53,8 @@ FAULTS = [
     Fault(
         "scales of the block before",
         LOADER,
-        "scale_block_ = block_of(key_ + thread % kKeys)",
-        "scale_block_ = block_of(max(key_ + thread % kKeys - 16, item_begin_))",
+        "of_keys = thread < kKeys;\n      const auto [slot, valid] = source(r);",
+        "of_keys = thread < kKeys;\n      const auto [slot, valid] = source(max(r - 16, 0));",
     ),
     Fault(
         "every second key's scale",
