@@ -51,33 +51,25 @@ __device__ __forceinline__ void cp_async_wait() {
 #endif
 }
 
-// Loads of what is read once and not written while the kernel runs: past L1, which is left to others. `p` is aligned
-// to the size of what is loaded.
-__device__ __forceinline__ uint4 load_once(const uint4* p) {
+// Loads what is read once and not written while the kernel runs: past L1, which is left to others. T: uint32_t, uint2 or
+// uint4; `p` is aligned to its size.
+template <class T>
+__device__ __forceinline__ T load_once(const T* p) {
 #ifdef __CUDACC__
-  uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];\n"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(p));
-  return v;
-#else
-  return *p;
-#endif
-}
-__device__ __forceinline__ uint2 load_once(const uint2* p) {
-#ifdef __CUDACC__
-  uint2 v;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v2.u32 {%0, %1}, [%2];\n" : "=r"(v.x), "=r"(v.y) : "l"(p));
-  return v;
-#else
-  return *p;
-#endif
-}
-__device__ __forceinline__ uint32_t load_once(const uint32_t* p) {
-#ifdef __CUDACC__
-  uint32_t v;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.u32 %0, [%1];\n" : "=r"(v) : "l"(p));
-  return v;
+  constexpr int kWords = sizeof(T) / 4;
+  static_assert(kWords * 4 == sizeof(T) && (kWords == 1 || kWords == 2 || kWords == 4), "one access of a thread");
+  uint32_t v[kWords];
+  if constexpr (kWords == 4)
+    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+                 : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
+                 : "l"(p));
+  else if constexpr (kWords == 2)
+    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v2.u32 {%0, %1}, [%2];\n" : "=r"(v[0]), "=r"(v[1]) : "l"(p));
+  else
+    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.u32 %0, [%1];\n" : "=r"(v[0]) : "l"(p));
+  T whole;
+  memcpy(&whole, v, sizeof(T));
+  return whole;
 #else
   return *p;
 #endif
