@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch.nn import functional
 
 from plugins.checks import gated_activation as checks
-from plugins.cuda.case import Scale, relative_error
-from plugins.cuda.emulated import Build, check
+from plugins.cuda.case import relative_error
 from plugins.reference.activations import Activation, activated, activation, gated_activation
 from plugins.reference.elementwise import swiglu
+from tests.plugins.cuda.emulation import QUICK_UNDER_ASAN, wrong
 
 OPERATORS = ("activation", "gated_activation")
 
 
-@pytest.mark.parametrize(
-    ("flavour", "scale", "seed"), [("plain", "small", 1), ("asan", "quick", 2), ("tsan", "quick", 3)]
-)
+@QUICK_UNDER_ASAN
 def test_kernels_give_what_the_reference_gives(flavour: str, scale: str, seed: int) -> None:
-    defines = (
-        () if scale == "small" else ("SLIPWAY_ONLY_FLOAT16",)
-    )  # quick cases have no other; compiles faster
-    build = Build(flavour, OPERATORS, defines=defines)
-    assert check(checks.cases(Scale(scale), seed), build, seed=seed) == {}
+    assert wrong(checks, OPERATORS, flavour, scale, seed, half_suffices=True) == {}
 
 
 def test_the_reference_is_torchs_function() -> None:

@@ -9,20 +9,17 @@ import pytest
 import torch
 
 from plugins.checks import block_copy as checks
-from plugins.cuda.case import Scale
-from plugins.cuda.emulated import Build, check
+from plugins.cuda.emulated import Build
 from plugins.cuda.library import Library
 from plugins.reference.block_copy import accepted_pairs, block_copy
+from tests.plugins.cuda.emulation import SMALL_UNDER_ASAN, wrong
 
 OPERATORS = ("block_copy",)
 
 
-@pytest.mark.parametrize(
-    ("flavour", "scale", "seed"),
-    [("plain", "small", 1), ("asan", "small", 2), ("tsan", "quick", 3)],
-)
+@SMALL_UNDER_ASAN
 def test_the_kernel_gives_what_the_reference_gives(flavour: str, scale: str, seed: int) -> None:
-    assert check(checks.cases(Scale(scale), seed), Build(flavour, OPERATORS), seed=seed) == {}
+    assert wrong(checks, OPERATORS, flavour, scale, seed) == {}
 
 
 def test_the_pools_themselves_may_be_named_as_source() -> None:

@@ -9,21 +9,20 @@ import pytest
 import torch
 
 from plugins.checks import flash_attention as checks
-from plugins.checks.flash_attention import E4M3, Setup, case_of, reference
+from plugins.checks._flash_attention import E4M3, Setup, case_of, reference
 from plugins.cuda.case import Case, Scale, raw_bytes, relative_error
 from plugins.cuda.company import differences
 from plugins.cuda.emulated import Build, check, run
 from plugins.cuda.library import UNSUPPORTED
+from tests.plugins.cuda.emulation import SMALL_UNDER_ASAN, wrong
 
 OPERATORS = ("flash_attention",)
 PLAIN = Build("plain", OPERATORS)
 
 
-@pytest.mark.parametrize(
-    ("flavour", "scale", "seed"), [("plain", "small", 1), ("asan", "small", 2), ("tsan", "quick", 3)]
-)
+@SMALL_UNDER_ASAN
 def test_kernel_gives_what_the_reference_gives(flavour: str, scale: str, seed: int) -> None:
-    assert check(checks.cases(Scale(scale), seed), Build(flavour, OPERATORS), seed=seed) == {}
+    assert wrong(checks, OPERATORS, flavour, scale, seed) == {}
 
 
 def test_chips_that_convert_e4m3_have_shapes_of_their_own() -> None:
@@ -35,7 +34,8 @@ def test_chips_that_convert_e4m3_have_shapes_of_their_own() -> None:
 
 def test_a_sequence_does_not_depend_on_the_others() -> None:
     for company in checks.companies(seed=4, requests=5):
-        alone, among = run([company.alone, company.among], PLAIN)
+        capability = max(80, company.alone.least_compute_capability)
+        alone, among = run([company.alone, company.among], PLAIN, compute_capability=capability)
         assert differences(company, alone.tensors, among.tensors) == []
         rows_alone, rows_among = company.rows["output"]
         one = alone.tensors["log_sum_exp"][:, rows_alone]

@@ -8,31 +8,22 @@ from torch import Tensor
 
 from plugins.checks import rms_norm as checks
 from plugins.checks._rows import decided
-from plugins.cuda.case import Scale, relative_error
-from plugins.cuda.company import differences
-from plugins.cuda.emulated import Build, check, run
+from plugins.cuda.case import relative_error
+from plugins.cuda.emulated import Build
 from plugins.reference.norms import layer_norm, rms_norm
 from plugins.reference.rows import quantize, row_scales
+from tests.plugins.cuda.emulation import QUICK_UNDER_ASAN, dependent, wrong
 
 OPERATORS = ("layer_norm", "rms_norm")
 
 
-@pytest.mark.parametrize(
-    ("flavour", "scale", "seed"), [("plain", "small", 1), ("asan", "quick", 2), ("tsan", "quick", 3)]
-)
+@QUICK_UNDER_ASAN
 def test_kernels_give_what_the_reference_gives(flavour: str, scale: str, seed: int) -> None:
-    defines = (
-        () if scale == "small" else ("SLIPWAY_ONLY_FLOAT16",)
-    )  # quick cases have no other; compiles faster
-    build = Build(flavour, OPERATORS, defines=defines)
-    assert check(checks.cases(Scale(scale), seed), build, seed=seed) == {}
+    assert wrong(checks, OPERATORS, flavour, scale, seed, half_suffices=True) == {}
 
 
 def test_a_row_does_not_depend_on_the_others() -> None:
-    build = Build("plain", OPERATORS)
-    for company in checks.companies(seed=4, requests=5):
-        alone, among = run([company.alone, company.among], build)
-        assert differences(company, alone.tensors, among.tensors) == []
+    assert dependent(checks, OPERATORS) == []
 
 
 def test_the_sum_may_overwrite_an_input() -> None:

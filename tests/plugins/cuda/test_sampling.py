@@ -14,8 +14,7 @@ from model_repo.runtime.sampler import Row, sample
 from plugins.checks import sampling as checks
 from plugins.checks import token_counts as count_checks
 from plugins.cuda.case import Scale
-from plugins.cuda.company import differences
-from plugins.cuda.emulated import Build, check, run
+from plugins.cuda.emulated import Build, check
 from plugins.reference.sampling import (
     WEIGHT_BITS,
     Parameters,
@@ -29,6 +28,7 @@ from plugins.reference.sampling import (
     token_counts,
     weights_of,
 )
+from tests.plugins.cuda.emulation import dependent
 
 OPERATORS = ("sampling",)
 CLEAR = 2e-6
@@ -51,10 +51,7 @@ def test_kernels_give_what_the_reference_gives(
 
 
 def test_a_row_does_not_depend_on_the_others() -> None:
-    build = Build("plain", OPERATORS)
-    for company in checks.companies(seed=4, requests=5):
-        alone, among = run([company.alone, company.among], build)
-        assert differences(company, alone.tensors, among.tensors) == []
+    assert dependent(checks, OPERATORS) == []
 
 
 def test_cases_choose_by_more_than_the_largest_logit() -> None:

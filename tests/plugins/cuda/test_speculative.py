@@ -10,27 +10,22 @@ from torch import Tensor
 
 from plugins.checks import speculative as checks
 from plugins.cuda.case import Case, Scale
-from plugins.cuda.company import differences
-from plugins.cuda.emulated import Build, check, run
+from plugins.cuda.emulated import Build, check
 from plugins.reference.sampling import Distribution, sampling
 from plugins.reference.speculative import residual, shares, speculative
+from tests.plugins.cuda.emulation import SMALL_UNDER_ASAN, dependent, wrong
 
 OPERATORS = ("speculative",)
 VOCAB, DRAFTS = 7, 2
 
 
-@pytest.mark.parametrize(
-    ("flavour", "scale", "seed"), [("plain", "small", 1), ("asan", "small", 2), ("tsan", "quick", 3)]
-)
+@SMALL_UNDER_ASAN
 def test_kernels_give_what_the_reference_gives(flavour: str, scale: str, seed: int) -> None:
-    assert check(checks.cases(Scale(scale), seed), Build(flavour, OPERATORS), seed=seed) == {}
+    assert wrong(checks, OPERATORS, flavour, scale, seed) == {}
 
 
 def test_a_request_does_not_depend_on_the_others() -> None:
-    build = Build("plain", OPERATORS)
-    for company in checks.companies(seed=4, requests=5):
-        alone, among = run([company.alone, company.among], build)
-        assert differences(company, alone.tensors, among.tensors) == []
+    assert dependent(checks, OPERATORS) == []
 
 
 def test_cases_accept_and_reject() -> None:

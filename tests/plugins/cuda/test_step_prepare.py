@@ -18,21 +18,18 @@ from model_repo.runtime.sequence import Sequence
 from model_repo.runtime.step_tensors import step_tensors
 from plugins.checks import step_prepare as checks
 from plugins.checks.step_prepare import int32
-from plugins.cuda.case import Scale
-from plugins.cuda.emulated import Build, check
+from plugins.cuda.emulated import Build
 from plugins.cuda.library import Library
 from plugins.reference.step_prepare import Row, Status, advance, prepare
+from tests.plugins.cuda.emulation import SMALL_UNDER_ASAN, wrong
 
 OPERATORS = ("step_prepare",)
 BLOCK_SIZE = 4
 
 
-@pytest.mark.parametrize(
-    ("flavour", "scale", "seed"),
-    [("plain", "small", 1), ("asan", "small", 2), ("tsan", "quick", 3)],
-)
+@SMALL_UNDER_ASAN
 def test_the_kernel_gives_what_the_reference_gives(flavour: str, scale: str, seed: int) -> None:
-    assert check(checks.cases(Scale(scale), seed), Build(flavour, OPERATORS), seed=seed) == {}
+    assert wrong(checks, OPERATORS, flavour, scale, seed) == {}
 
 
 @pytest.fixture(scope="module")

@@ -7,31 +7,22 @@ import torch
 
 from plugins.checks import weight_only_gemm as checks
 from plugins.checks.weight_only_gemm import Setup, case_of
-from plugins.cuda.case import Scale, raw_bytes
-from plugins.cuda.company import differences
-from plugins.cuda.emulated import Build, check, run
+from plugins.cuda.case import raw_bytes
+from plugins.cuda.emulated import Build, run
 from plugins.cuda.library import Library
+from tests.plugins.cuda.emulation import QUICK_UNDER_ASAN, dependent, wrong
 
 OPERATORS = ("weight_only_gemm",)
 
 
-@pytest.mark.parametrize(
-    ("flavour", "scale", "seed"), [("plain", "small", 1), ("asan", "quick", 2), ("tsan", "quick", 3)]
-)
+@QUICK_UNDER_ASAN
 def test_the_kernel_gives_what_the_reference_gives(flavour: str, scale: str, seed: int) -> None:
-    defines = (
-        () if scale == "small" else ("SLIPWAY_ONLY_FLOAT16",)
-    )  # quick cases have no other; compiles faster
-    build = Build(flavour, OPERATORS, defines=defines)
-    assert check(checks.cases(Scale(scale), seed), build, seed=seed) == {}
+    assert wrong(checks, OPERATORS, flavour, scale, seed, half_suffices=True) == {}
 
 
 @pytest.mark.parametrize("requests", [9, 20])
 def test_a_row_does_not_depend_on_the_others(requests: int) -> None:
-    build = Build("plain", OPERATORS)
-    for company in checks.companies(seed=4, requests=requests):
-        alone, among = run([company.alone, company.among], build)
-        assert differences(company, alone.tensors, among.tensors) == []
+    assert dependent(checks, OPERATORS, requests) == []
 
 
 def test_the_order_of_threads_does_not_matter() -> None:
