@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from .walk import NodeNote, Walk
+from .walk import NodeNote, Step, Walk
 
 MOST_OTHERS = 5
 """Further tensors that are named in words; all of them are in the plain values."""
@@ -65,11 +65,10 @@ def _first(walk: Walk, stage: str, against: str) -> list[str]:
         lines += [f"in {against} it is {step.partner}, made by", *_nodes(first.partners)]
     elif step.partner != step.tensor:
         lines.append(f"in {against} it is the {step.partner}")
-    others = [departure.step for departure in walk.departures[1:]]
-    if others:
-        named = ", ".join(f"{other.tensor} ({_words(other.own_error)})" for other in others[:MOST_OTHERS])
-        more = f" and {len(others) - MOST_OTHERS} more" if len(others) > MOST_OTHERS else ""
-        lines.append(f"departing by themselves too: {named}{more}")
+    same = [entry.step for entry in walk.departures[1:] if set(entry.nodes) & set(first.nodes)]
+    others = [entry.step for entry in walk.departures[1:] if not set(entry.nodes) & set(first.nodes)]
+    lines += _further("through the same nodes", same)
+    lines += _further("departing by themselves too", others)
     return lines
 
 
@@ -82,6 +81,15 @@ def _nothing(walk: Walk, stage: str, against: str) -> str:
         f"that comes before it {_words(total.error)} ({total.tensor}); the difference is a sum of roundings, "
         "or made where no tensor is compared"
     )
+
+
+def _further(what: str, steps: Sequence[Step]) -> list[str]:
+    """A line that names tensors which depart besides the first; none when there are none."""
+    if not steps:
+        return []
+    named = ", ".join(f"{step.tensor} ({_words(step.own_error)})" for step in steps[:MOST_OTHERS])
+    more = f" and {len(steps) - MOST_OTHERS} more" if len(steps) > MOST_OTHERS else ""
+    return [f"{what}: {named}{more}"]
 
 
 def _nodes(nodes: Sequence[NodeNote]) -> list[str]:

@@ -154,12 +154,13 @@ def test_many_planted_faults_are_named(case: Case, before: str, stage: str, kind
 
 
 def check_planted(case: Case, before: str, stage: str, kind: str, seed: int) -> None:
-    """The first departure's nodes hold the damaged one and few others, and nothing else departs."""
+    """Departures hold the damaged node and few others, and nothing else departs."""
     for model, fault, _ in damaged(case, stage, before, kind, seed):
         found = case.walk(before, model)
-        assert len(found.departures) == 1, (fault, [str(entry.step) for entry in found.departures])
-        (departure,) = found.departures
-        assert holds(model, departure.nodes, fault), (fault, departure)
+        # A node that several tensors are made by (a packed product) shows in each of them, and nothing else does.
+        assert found.departures, fault
+        assert all(holds(model, entry.nodes, fault) for entry in found.departures), (fault, found.departures)
+        departure = found.departures[0]
         assert len(departure.nodes) <= MOST_NODES[stage], (fault, departure)
         text = "\n".join(explain(found, stage, before))
         assert f"{stage} brought it in" in text
@@ -201,7 +202,10 @@ def test_the_report_of_a_failed_export_names_module_and_source(case: Case) -> No
 
 def test_numbers_that_are_not_finite_are_told_by_tensor(decoder: Case) -> None:
     model = comparable_graph(decoder.graph("fuse"))
-    node = [node for node in model.graph if node.op_type == "MatMul"][3]
+    gemms = [
+        node for node in model.graph if node.op_type == "MatMul" and node.inputs[1].const_value is not None
+    ]
+    node = gemms[3]
     weight = node.inputs[1]
     array = np.array(weight.const_value.numpy())
     array[:, 0] = np.inf
@@ -217,7 +221,9 @@ def test_numbers_that_are_not_finite_are_told_by_tensor(decoder: Case) -> None:
 
 def test_two_faults_are_both_told_and_what_lies_behind_them_is_not(decoder: Case) -> None:
     model = comparable_graph(decoder.graph("lower"))
-    gemms = [node for node in model.graph if node.op_type == "MatMul"]
+    gemms = [
+        node for node in model.graph if node.op_type == "MatMul" and node.inputs[1].const_value is not None
+    ]
     for node in (gemms[1], gemms[-1]):
         weight = node.inputs[1]
         weight.const_value = ir.tensor(weight.const_value.numpy() * np.float32(1.1), name=weight.name)
