@@ -25,13 +25,16 @@ from .head_norm import HeadNorm
 from .index_cast import IndexCast
 from .layer_norm import LayerNorm
 from .linear import Linear
+from .neutral_elements import NeutralElements
 from .qkv import Qkv
 from .rms_norm import RmsNorm
 from .rotary import Rotary
+from .rotary_embedding import RotaryEmbedding
 from .rule import FusionReport, Matches, NearMiss, Rule, RuleReport
 from .shared_subgraphs import SharedSubgraphs
 from .skip_layer_norm import SkipLayerNorm
 from .skip_rms_norm import SkipRmsNorm
+from .split_parts import SplitParts
 from .unit_axis import UnitAxis
 from .weight_arithmetic import WeightArithmetic
 
@@ -47,6 +50,7 @@ def rules(max_length: int | None) -> tuple[Rule, ...]:
     """All rules in the order in which they run. `max_length`: tokens that rotary tables cover."""
     return (
         ConstantFolding(),
+        NeutralElements(),
         SharedSubgraphs(),
         DuplicateWeights(),
         WeightArithmetic(),
@@ -56,6 +60,8 @@ def rules(max_length: int | None) -> tuple[Rule, ...]:
         Activation(),
         HeadNorm(),
         Rotary(max_length),
+        SplitParts(),
+        RotaryEmbedding(),
         DenseAttention(),
         UnitAxis(),  # before what looks at products: they read matrices afterwards
         Arrangements(),

@@ -203,7 +203,7 @@ def _mask_fits(mask: ir.Value, scores: ir.Value) -> bool:
 
 def _fuse(found: _Found, softmax: ir.Node) -> None:
     """Puts the Attention where the product with the values was."""
-    rows = [_rows(value) for value in (found.query, found.key, found.value)]
+    rows = [rows_of(value) for value in (found.query, found.key, found.value)]
     scale = found.scale
     together = _together(found.product.outputs[0])
     shape = dims(found.query)
@@ -248,7 +248,7 @@ def _fuse(found: _Found, softmax: ir.Node) -> None:
     replace(old, insert_before(last, attention))
 
 
-def _rows(value: ir.Value) -> ir.Value | None:
+def rows_of(value: ir.Value) -> ir.Value | None:
     """Rows [batch, length, heads * size], where `value` is these rows with their heads moved apart."""
     transpose = made_by(value, "Transpose")
     if transpose is None or "perm" not in transpose.attributes:

@@ -36,7 +36,7 @@ def find_turn(node: ir.Node, index: int, heads_attribute: str) -> Turn | None:
     for straight, crossed in ((left, right), (right, left)):
         for x, cos in (straight.inputs, tuple(reversed(straight.inputs))):
             for rotated, sin in (crossed.inputs, tuple(reversed(crossed.inputs))):
-                if x is not None and cos is not None and sin is not None and _rotates_half(rotated, x):
+                if x is not None and cos is not None and sin is not None and rotates_half(rotated, x):
                     return _laid_out(x, cos, sin, below, integer_attribute(node, heads_attribute, 0))
     return None
 
@@ -77,7 +77,7 @@ def _token_axis(apart: Numbered, head_dim: int, width: int) -> int | None:
     return None
 
 
-def _rotates_half(value: ir.Value | None, x: ir.Value) -> bool:
+def rotates_half(value: ir.Value | None, x: ir.Value) -> bool:
     """Whether `value` is concat(-second half of x, first half of x) along the last axis."""
     concat = made_by(value, "Concat")
     shape = dims(x)
