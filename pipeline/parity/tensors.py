@@ -19,7 +19,7 @@ Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]
 
 SMALL = 1e-3
-"""Norm below which a row counts as this large: a row that should be zero is not held against rounding."""
+"""Norm that rows of zeros are taken to have: where all should be zero, rounding is not held against them."""
 
 ROUNDING = 1e-4
 """Relative difference that rounding to float32 makes; a row this near has a cosine of 1 within 1e-8 anyway."""
@@ -57,8 +57,9 @@ def compare_tensors(reference: Sequence[Array], candidate: Sequence[Array], agai
     """Figures over all outputs of all runs, for the manifest; a row is what lies at one place of axis 0.
 
     As `compare`, and beside the cosine, which does not see a row's length, `max_relative_difference`: the largest
-    norm of a difference over the norm of what it should be. Integers and booleans must be equal: their 'cosine' is
-    the share of a row's elements that are. Raises ValueError when shapes or types differ.
+    norm of a difference over the norm of what it should be, or over the root mean square of all rows' norms where
+    that is larger (what nearly cancels out is rounded at the size of what cancels). Integers and booleans must be
+    equal: their 'cosine' is the share of a row's elements that are. Raises ValueError when shapes or types differ.
     """
     shapes = [[(array.shape, array.dtype.name) for array in run] for run in (candidate, reference)]
     if shapes[0] != shapes[1]:
@@ -114,5 +115,6 @@ def _distances(left: Array, right: Array) -> tuple[npt.NDArray[np.float64], floa
     wanted, found = left.astype(np.float64), right.astype(np.float64)
     if not (np.isfinite(wanted).all() and np.isfinite(found).all()):
         return np.full(len(wanted), math.inf), math.inf
-    away = np.linalg.norm(wanted - found, axis=1)
-    return away / np.maximum(np.linalg.norm(wanted, axis=1), SMALL), float(np.abs(wanted - found).max())
+    away, norms = np.linalg.norm(wanted - found, axis=1), np.linalg.norm(wanted, axis=1)
+    typical = max(float(np.sqrt(np.mean(norms**2))), SMALL)
+    return away / np.maximum(norms, typical), float(np.abs(wanted - found).max())

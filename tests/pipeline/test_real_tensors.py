@@ -22,10 +22,11 @@ from pipeline.check import check, verdict
 from pipeline.cli import main
 from pipeline.inspect import inspect_folder
 from pipeline.recipe import FuseRecipe
+from pipeline.stages import Silent
 from pipeline.workspace import ENGINE, MANIFESTS
 from tests.pipeline import user_models
 
-SCORER = "tests.pipeline.user_models:scorer"
+SCORER = "my_models:scorer"
 
 
 def given(rows: int) -> dict[str, Any]:
@@ -50,8 +51,19 @@ def assert_scores(engine: TensorEngine, names: tuple[str, ...] = ("scores", "bes
 
 
 @pytest.fixture(scope="module")
-def scored(tmp_path_factory: pytest.TempPathFactory) -> BuildResult:
-    return build(Recipe.for_model(SCORER), tmp_path_factory.mktemp("tensors") / "scorer")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's folder, with his module in it."""
+    folder = tmp_path_factory.mktemp("tensors")
+    shutil.copyfile(str(user_models.__file__), folder / "my_models.py")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scored(folder: Path) -> BuildResult:
+    """Built in that folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return build(Recipe.for_model(SCORER), folder / "out" / "scorer")
 
 
 def test_a_function_of_the_users_becomes_an_engine(scored: BuildResult) -> None:
@@ -74,8 +86,24 @@ def test_a_function_of_the_users_becomes_an_engine(scored: BuildResult) -> None:
     assert {path.name for path in scored.repository.iterdir()} == {"scorer"}
 
 
-def test_an_unchanged_function_is_not_exported_again(scored: BuildResult) -> None:
-    assert not any(row.ran for row in build(Recipe.for_model(SCORER), scored.folder).rows)
+class Refusing(Silent):
+    """Ends a build before a stage runs."""
+
+    def started(self, stage: str) -> None:
+        raise InterruptedError(stage)
+
+
+def test_a_function_is_exported_again_when_its_file_changed(
+    scored: BuildResult, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    recipe = Recipe.for_model(SCORER)
+    assert not any(row.ran for row in build(recipe, scored.folder, progress=Refusing()).rows)
+    before = Path("my_models.py").read_text()
+    Path("my_models.py").write_text(before + "# another line\n")
+    with pytest.raises(InterruptedError, match="export"):
+        build(recipe, scored.folder, progress=Refusing())
+    Path("my_models.py").write_text(before)
 
 
 def test_a_stage_by_itself_knows_the_runs(scored: BuildResult, tmp_path: Path) -> None:

@@ -47,6 +47,13 @@ def test_rounding_passes() -> None:
     assert passes(zeros, zeros + np.float32(1e-8))
 
 
+def test_a_row_that_nearly_cancels_out_is_rounded_at_the_size_of_the_others() -> None:
+    column = np.array([[3.0], [-2.0], [1e-5]], np.float32)
+    rounded = column + np.float32(2e-6)
+    assert passes(column, rounded)
+    assert not passes(column, column + np.float32(0.02))
+
+
 def test_one_wrong_integer_fails() -> None:
     other = LABELS.copy()
     other[3] += 1
