@@ -77,7 +77,7 @@ def _attention(
     if scale != 1:
         scores = scores * scale
     if position_bias is not None:
-        scores = scores + position_bias
+        attention_mask = position_bias + attention_mask  # one addition to the scores, as ONNX's Attention has
     return torch.matmul(torch.softmax(scores + attention_mask, dim=-1), value).transpose(1, 2), None
 
 

@@ -34,7 +34,7 @@ Run = Callable[[Tensor, Tensor], Tensor]
 def texts_for(vocab_size: int, special: Sequence[int], max_length: int) -> list[Tensor]:
     """int64 [length] each: ids drawn from a fixed seed among those that are no special tokens."""
     generator = torch.Generator().manual_seed(1)
-    usable = torch.tensor([token for token in range(vocab_size) if token not in set(special)] or [0])
+    usable = torch.tensor(sorted(set(range(vocab_size)) - set(special)) or [0])
     lengths = [min(length, max_length) for length in LENGTHS]
     return [usable[torch.randint(len(usable), (length,), generator=generator)] for length in lengths]
 

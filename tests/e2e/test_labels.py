@@ -13,6 +13,8 @@ import tritonclient.grpc as grpcclient
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 from tritonclient.utils import InferenceServerException
 
+from model_repo.runtime.manifest import Manifest
+from pipeline.bench import bench
 from pipeline.client import tensor
 from pipeline.foreground import how_to_call
 from pipeline.serve import Server
@@ -139,6 +141,14 @@ def test_texts_that_are_too_long(
 ) -> None:
     with pytest.raises(InferenceServerException, match=words):
         ask(running, model, **inputs)
+
+
+@pytest.mark.parametrize("name", ["reranker", "tagger"])
+def test_engines_with_heads_are_measured(builds: dict[str, Path], name: str) -> None:
+    spec = Manifest.read(builds[name] / "engine.json").engine
+    assert spec is not None
+    (rate,) = bench(builds[name], spec, threads=1)
+    assert (rate.unit, rate.value > 0) == ("texts/s", True)
 
 
 def test_what_a_user_is_told_names_the_outputs(running: Server, repository: Path) -> None:
