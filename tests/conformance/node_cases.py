@@ -187,10 +187,10 @@ def _compare(
     wanted = {value.name: array(given) for value, given in zip(case.model.graph.output, outputs, strict=True)}
     found = dict(zip((value.name for value in engine.get_outputs()), engine.run(None, feeds), strict=True))
     assert list(found) == list(wanted)
-    for name, array in wanted.items():
-        assert (found[name].shape, found[name].dtype) == (array.shape, array.dtype), name
-        relative = max(case.rtol, HALF_STEP) if array.dtype == np.float16 else case.rtol
-        np.testing.assert_allclose(found[name], array, rtol=relative, atol=case.atol)
+    for name, expected in wanted.items():
+        assert (found[name].shape, found[name].dtype) == (expected.shape, expected.dtype), name
+        relative = max(case.rtol, HALF_STEP) if expected.dtype == np.float16 else case.rtol
+        np.testing.assert_allclose(found[name], expected, rtol=relative, atol=case.atol)
 
 
 def array(value: Any) -> npt.NDArray[Any]:
