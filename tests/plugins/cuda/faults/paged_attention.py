@@ -153,8 +153,8 @@ FAULTS = [
     Fault(
         "the row below",
         ROWS,
-        "in_warp = lane / 4 + 8 * h, row",
-        "in_warp = lane / 4 + 8 * (1 - h), row",
+        "at = place(h);\n    if (at.token < 0) return;",
+        "at = place(1 - h);\n    if (at.token < 0) return;",
     ),
     Fault(
         "the last chunk not merged",
