@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from plugins.checks import kv_write as checks
-from plugins.checks.kv_write import E4M3, INT8, Setup, case_of
-from plugins.cuda.case import Case, Scale
+from plugins.checks._kv_write import E4M3, INT8, Setup, case_of
+from plugins.cuda.case import Case
 from plugins.cuda.emulated import Build, check
 from plugins.cuda.library import Library
 from plugins.reference.kv_write import (
@@ -21,16 +21,14 @@ from plugins.reference.kv_write import (
 )
 from plugins.reference.paged_attention import paged_attention
 from plugins.reference.rotary import apply_rotary, rotary_tables
+from tests.plugins.cuda.emulation import SMALL_UNDER_ASAN, wrong
 
 OPERATORS = ("kv_write",)
 
 
-@pytest.mark.parametrize(
-    ("flavour", "scale", "seed"),
-    [("plain", "small", 1), ("asan", "small", 2), ("tsan", "quick", 3)],
-)
+@SMALL_UNDER_ASAN
 def test_the_kernel_gives_what_the_reference_gives(flavour: str, scale: str, seed: int) -> None:
-    assert check(checks.cases(Scale(scale), seed), Build(flavour, OPERATORS), seed=seed) == {}
+    assert wrong(checks, OPERATORS, flavour, scale, seed) == {}
 
 
 def test_indices_out_of_range_are_found_where_indices_are_checked() -> None:
