@@ -38,11 +38,13 @@ def model_kind(config: dict[str, Any], config_file: Path) -> Kind:
     if not isinstance(model_type, str):
         raise BadInput(f"{config_file} names no model_type; carried are {CARRIED}")
     architecture = architectures[0]
+    if pools_sentences(config_file.parent):
+        return "encoder"  # of a causal model too: that export refuses it is better than a generator of text
     if architecture.endswith(DECODER_SUFFIXES):
         return "decoder"
     if architecture.endswith(IMAGE_SUFFIX):
         return "tensors"
-    if _is_text_encoder(config, architecture) or pools_sentences(config_file.parent):
+    if _is_text_encoder(config, architecture):
         return "encoder"
     raise BadInput(
         f"{config_file} describes {architecture} (model_type {model_type!r}), which is not supported; "

@@ -115,9 +115,10 @@ def test_sentence_transformers_pooling_makes_an_encoder_of_any_class(tmp_path: P
     (tmp_path / "modules.json").write_text(
         json.dumps([{"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}])
     )
-    config = {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "is_encoder_decoder": True}
     assert pools_sentences(tmp_path)
-    assert model_kind(config, tmp_path / "config.json") == "encoder"
+    for architecture in ("T5ForConditionalGeneration", "Qwen3ForCausalLM"):
+        config = {"architectures": [architecture], "model_type": "x", "is_encoder_decoder": True}
+        assert model_kind(config, tmp_path / "config.json") == "encoder"
     (tmp_path / "modules.json").write_text("[]")
     assert not pools_sentences(tmp_path)
 
