@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from .parity.stepwise import Stepwise, Tensor, comparable_graph
 from .parity.tensors import compare_tensors
 from .parity.walk import GraphReference, Walk, walk
 from .recipe import Recipe, Tolerance
-from .steps.context import BuildContext, ModelFacts
+from .steps.context import BuildContext
 from .steps.locating import graphs
 from .workspace import ENGINE, RECIPE, Workspace
 
@@ -138,6 +138,16 @@ def side_by_side(
     return SideBySide(first.shown, second.shown, tuple(done), stage, pair.walk(limit))
 
 
+def feeds_of(context: BuildContext | None, model: ir.Model, inputs: Path | None) -> Callable[[], list[Feeds]]:
+    """Makes what every run of a graph takes, with pools of its own at each call: what lies in the .npz `inputs`, the
+    parity inputs of the build, or, without either, invented ones. Raises BadInput when they do not fit."""
+    if inputs is None and context is not None:
+        facts, known = context.facts, context.parity_inputs()
+        return lambda: graph_feeds(facts.kind, facts.kv, known)
+    feeds = invented_feeds(model) if inputs is None else _given(inputs, model)
+    return lambda: [{name: np.array(array) for name, array in feeds.items()}]
+
+
 def _pairs(first: Artifact, second: Artifact, stages: Sequence[str]) -> list[tuple[str, Path, Path]]:
     """Stage ('' for files) and the two graphs, in the order in which they are compared."""
     if len(stages) > 2:
@@ -170,21 +180,8 @@ class _Pair:
         self._left, self._right = _loaded(first, left), _loaded(second, right)
         _check_ends(self._left, self._right, self._names)
         context = first.context or second.context
-        self._facts: ModelFacts | None = None if context is None else context.facts
-        self._runs: Sequence[Any] | None = None
-        if inputs is not None:
-            self._runs = [_given(inputs, self._left)]
-        elif context is None:
-            self._runs = [invented_feeds(self._left)]
-        else:
-            self._inputs = context.parity_inputs()
-
-    def feeds(self) -> list[Feeds]:
-        """What every run takes, with pools of its own."""
-        if self._runs is not None:
-            return [{name: np.array(array) for name, array in feeds.items()} for feeds in self._runs]
-        assert self._facts is not None
-        return graph_feeds(self._facts.kind, self._facts.kv, self._inputs)
+        self._decoder = context is not None and context.facts.kind == "decoder"
+        self._feeds = feeds_of(context, self._left, inputs)
 
     def figures(self) -> dict[str, dict[str, Any]]:
         """How far each output is from its partner."""
@@ -192,7 +189,7 @@ class _Pair:
         figures = {}
         for (name, before), after in zip(wanted.items(), found.values(), strict=True):
             try:
-                if name == "logits" and self._facts is not None and self._facts.kind == "decoder":
+                if name == "logits" and self._decoder:
                     figures[name] = compare(before, after, self._names[0], top1=True)
                 else:
                     figures[name] = compare_tensors(_plain(before), _plain(after), self._names[0])
@@ -204,11 +201,11 @@ class _Pair:
 
     def walk(self, limit: float | None) -> Walk:
         """Through the second graph beside the first."""
-        return walk(GraphReference(self._left, self.feeds()), self._right, self.feeds, limit)
+        return walk(GraphReference(self._left, self._feeds()), self._right, self._feeds, limit)
 
     def _outputs(self, model: ir.Model) -> dict[str, Tensor]:
         outputs = [value for value in model.graph.outputs if value.producer() is not None]
-        graph = Stepwise(model, [self.feeds()], outputs)
+        graph = Stepwise(model, [self._feeds()], outputs)
         found = {}
         for value in outputs:
             graph.reach(value)

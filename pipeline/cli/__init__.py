@@ -24,6 +24,7 @@ COMMANDS = {
     "emit": "Stage 5: the Triton model repository.",
     "check": "Verify manifests, hashes, configs and parity of a build.",
     "parity": "Compare two artifacts, and name the node that departs.",
+    "convert": "A float32 graph in 16 bit, with what must stay in float32.",
     "inspect": "Tables: operators, inputs, outputs, bytes, parity.",
     "generate": "Complete prompts with the engine loop, without a server.",
     "serve": "Build if needed, and serve with tritonserver.",

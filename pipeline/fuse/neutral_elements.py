@@ -7,6 +7,8 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from pipeline.notes import ORIGIN
+
 from .matching import constant, dims, replace
 from .rule import Matches, Rule
 
@@ -41,6 +43,9 @@ class NeutralElements(Rule):
 
 
 def _is(value: ir.Value | None, number: int) -> bool:
-    """Whether every element of a small constant is `number`."""
+    """Whether every element of a small constant is `number`. A parameter that happens to be (the weights of norms
+    in fresh models are) stays: other rules look for it."""
+    if value is not None and ORIGIN in value.metadata_props:
+        return False
     array = constant(value)
     return array is not None and array.size > 0 and bool(np.all(array == array.dtype.type(number)))

@@ -132,8 +132,9 @@ def walk(
 ) -> Walk:
     """Walks through `candidate`, on the inputs of `feeds()`, which is asked once a world.
 
-    `limit`: the distance from which a tensor departs, for all types (None: `LIMITS`). Raises BadInput when no
-    tensor of the graph has a partner, an input is not fed, or ONNX Runtime cannot run a node by itself.
+    `limit`: the distance from which a tensor departs (None: that of the coarsest type on the way to it). Raises
+    BadInput when no tensor of the graph has a partner, an input is not fed, or ONNX Runtime cannot run a node by
+    itself.
     """
     partners = dict(reference.partners(candidate))
     if not partners:
@@ -162,8 +163,10 @@ def walk(
                 not_finite(wanted),
             )
             steps.append(step)
-            if not step.own_error <= _limit(value, limit):
-                departures.append(_departure(reference, graph, step, value, set(partners)))
+            if not step.own_error <= (LIMIT if limit is None else limit):
+                nodes = between(candidate, value, set(partners))
+                if limit is not None or not step.own_error <= _limit(nodes):
+                    departures.append(_departure(reference, graph, step, value, nodes))
             graph.replace(value, CORRECTED, wanted)
         graph.release(value)
         graph.sweep()
@@ -192,9 +195,8 @@ def note(node: ir.Node) -> NodeNote:
 
 
 def _departure(
-    reference: Reference, graph: Stepwise, step: Step, value: ir.Value, borders: set[ir.Value]
+    reference: Reference, graph: Stepwise, step: Step, value: ir.Value, nodes: Sequence[ir.Node]
 ) -> Departure:
-    nodes = between(graph.model, value, borders)
     made = {output for node in nodes for output in node.outputs}
     read = dict.fromkeys(given for node in nodes for given in used(node) if given not in made)
     ranges = [_range(graph, given) for given in read]
@@ -214,8 +216,10 @@ def _range(graph: Stepwise, value: ir.Value) -> Range | None:
     return None if arrays is None else range_of(value.name or "", arrays)
 
 
-def _limit(value: ir.Value, given: float | None) -> float:
-    return given if given is not None else LIMITS.get(value.dtype, LIMIT)
+def _limit(nodes: Sequence[ir.Node]) -> float:
+    """That of the coarsest type which the nodes make or read."""
+    values = {value for node in nodes for value in (*node.outputs, *used(node))}
+    return max((LIMITS.get(value.dtype, LIMIT) for value in values), default=LIMIT)
 
 
 def _same_sizes(wanted: Tensor, found: Tensor) -> bool:

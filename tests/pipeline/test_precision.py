@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from click.testing import CliRunner
 
 from model_repo.runtime.errors import BadInput
 from pipeline import BuildResult, Recipe
+from pipeline.cli import main
 from pipeline.graph import save_graph
 from pipeline.parity.distance import distance
 from pipeline.parity.feeds import graph_feeds
@@ -209,3 +212,33 @@ def test_bad_input_is_refused(real_build: BuildResult) -> None:
     next(iter(whole.graph)).name = "neg"
     with pytest.raises(BadInput, match="no node of the graph can compute in fp16"):
         search(whole, "fp16", lambda: [{"x": np.ones(2, np.int64)}])
+
+
+def test_the_command_writes_the_graph_and_lists_what_it_kept(built: Path, tmp_path: Path) -> None:
+    output = tmp_path / "narrow.onnx"
+    arguments = ["convert", str(built / FUSED), "--to", "fp16", "--output", str(output)]
+    result = CliRunner().invoke(main, [*arguments, "--tolerance", "1e-3", "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert 0 < len(found["kept"]) < found["nodes"]
+    assert found["error"] <= 1e-3 < found["error_of_all"]
+    compared = CliRunner().invoke(
+        main,
+        ["parity", str(built / FUSED), str(output), "--min-cosine", "0.9999", "--min-top1", "0.95", "--json"],
+    )
+    assert compared.exit_code == 0, compared.output
+    figures = json.loads(compared.stdout)["stages"][0]["outputs"]["logits"]
+    assert 0 < figures["max_abs_difference"] < 0.1
+    assert json.loads(compared.stdout)["walk"]["departures"] == []
+    shown = CliRunner().invoke(main, arguments)
+    assert shown.exit_code == 0, shown.output
+    assert "nodes in fp16" in shown.stdout
+    for bad, words in [
+        ([*arguments[:-1], str(built / FUSED)], "is the graph itself"),
+        ([*arguments[:-1], str(tmp_path / "none" / "x.onnx")], "in a folder that exists"),
+        (["convert", str(built), *arguments[2:]], "is a folder; give a graph in it"),
+        (["convert", str(tmp_path / "none.onnx"), *arguments[2:]], "there is no"),
+    ]:
+        refused = CliRunner().invoke(main, bad)
+        assert refused.exit_code == 2, (bad, refused.output)
+        assert words in refused.stderr
