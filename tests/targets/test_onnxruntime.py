@@ -23,7 +23,7 @@ from pipeline.recipe import FuseRecipe, TargetRecipe
 from pipeline.targets import get_target
 from plugins.cpu.build import registered
 from tests.fuse.exported import LAYERS, MAX_LENGTH, Exported, exported_llama
-from tests.fuse.graphs import assert_same, graph, operators, random, run
+from tests.fuse.graphs import assert_same, graph, operators, random, run, run_on_cpu
 
 TARGET = get_target("onnxruntime")
 
@@ -76,12 +76,12 @@ def test_a_layer_of_the_engine_is_eight_nodes(compiled: Compiled) -> None:
     engine = operators(load_graph(compiled.engine))
     tied = "lm_head.weight" not in compiled.exported.parameters
     products = 4 * LAYERS + 1
-    assert engine["MatMul"] + engine["Gemm"] == products
+    assert engine["MatMul"] + engine["Gemm"] + engine["FusedMatMul"] == products
     assert engine["PagedAttention"] == engine["SwiGLU"] == LAYERS
     assert engine["SkipRMSNormalization"] == 2 * LAYERS
     assert engine["Gather"] == 2
     if tied:
-        assert engine["Gemm"] == 1
+        assert engine["FusedMatMul"] == 1
         assert sum(engine.values()) == 8 * LAYERS + 4
     assert "Transpose" not in engine
 
@@ -123,7 +123,7 @@ def test_a_request_gets_the_same_bits_alone_and_in_company(compiled: Compiled) -
     np.testing.assert_array_equal(one[0], both[0])
 
 
-@pytest.mark.parametrize("operator", ["MatMul", "Gemm"])
+@pytest.mark.parametrize("operator", ["MatMul", "Gemm", "FusedMatMul"])
 @pytest.mark.parametrize(("inner", "width"), [(64, 50), (576, 960)])
 def test_rows_of_a_product_do_not_depend_on_how_many_there_are(
     operator: str, inner: int, width: int, tmp_path: Path
@@ -135,11 +135,42 @@ def test_rows_of_a_product_do_not_depend_on_how_many_there_are(
         f"g (float[n, {inner}] x, float[{rows}, {columns}] w) => (float[n, {width}] y) {{ y = {body} }}",
         w=weight,
     )
+    if operator == "FusedMatMul":
+        TARGET.lower(model, "encoder")
+        assert operators(model) == {"FusedMatMul": 1}
     path = save_graph(model, tmp_path / "g.onnx").graph
     engine, x = session(path), random(130, inner, seed=1)
     (whole,) = engine.run(None, {"x": x})
     for count in (1, 2, 3, 5, 16, 64):
         np.testing.assert_array_equal(engine.run(None, {"x": x[:count]})[0], whole[:count])
+
+
+@pytest.mark.parametrize(
+    "product",
+    [
+        "Gemm(x, w)",
+        "Gemm<transB=1>(x, w, b)",
+        "Gemm<transB=1, alpha=2.0>(x, w)",
+        "Gemm<transA=1, transB=1>(x, w)",
+    ],
+)
+def test_products_of_another_kind_stay(product: str) -> None:
+    text = f"g (float[12, 12] x, float[12, 12] w, float[12] b) => (float[12, 12] y) {{ y = {product} }}"
+    model = graph(text, w=random(12, 12, seed=1), b=random(12))
+    TARGET.lower(model, "encoder")
+    assert operators(model) == {"Gemm": 1}
+
+
+def test_a_product_with_a_transposed_weight_keeps_its_numbers_and_name() -> None:
+    model = graph(
+        "g (float[n, 12] x, float[20, 12] w) => (float[n, 20] y, float[n, 20] z) {"
+        " y = Gemm<transB=1>(x, w) z = Neg(y) }",
+        w=random(20, 12, seed=1),
+    )
+    x = random(5, 12)
+    before = run(model, x=x)
+    assert_same(before, run_on_cpu(model, x=x), 1e-5)
+    assert operators(model) == {"FusedMatMul": 1, "Neg": 1}
 
 
 ENCODER = (
