@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import click
@@ -43,10 +44,10 @@ def command(
     if as_json:
         print(json.dumps(result.to_dict(), indent=2))
         return
-    plain = result.to_dict()
+    of_all = f"{result.error_of_all:.2g}" if math.isfinite(result.error_of_all) else "not finite"
     print(
         f"{output}: {result.nodes - len(result.kept)} of {result.nodes} nodes in {precision}; error "
-        f"{result.error:.2g} (with all of them {plain['error_of_all']}), {result.runs} runs"
+        f"{result.error:.2g} (with all of them: {of_all}), {result.runs} runs"
     )
     for found in result.overflows:
         print(f"does not fit {precision}: {found.name}, {found.elements} elements up to {found.largest:.4g}")
