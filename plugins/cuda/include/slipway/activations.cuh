@@ -60,8 +60,11 @@ struct ActivationSource {
   }
 };
 
+// Where rows are read again, the assembler aims at three blocks a multiprocessor, for which it has too few registers on
+// sm_100a; two are asked for. 0: as it likes.
 template <class T, class Out, RowForm kForm>
-__global__ void __launch_bounds__(most_threads(kForm)) activation_kernel(const ActivationParams<T, Out> p) {
+__global__ void __launch_bounds__(most_threads(kForm), kForm == RowForm::kReread ? 2 : 0)
+    activation_kernel(const ActivationParams<T, Out> p) {
   const bool whole = kForm != RowForm::kReread || in_chunks(p.columns);
   for_each_row<kForm>(p.rows, [&](int64_t row, auto& team) {
     const T* const begin = p.input + row * p.columns * (p.gated ? 2 : 1);
