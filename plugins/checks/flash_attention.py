@@ -19,7 +19,9 @@ def setups(scale: Scale) -> Iterator[Setup]:
     if scale is Scale.QUICK:
         yield Setup((1, 0, 54, 17), (3, 20, 40, 17), heads=4, kv_heads=2, causal=True, padding=3, sink=True)
         yield Setup((131,), heads=1, causal=True, window_left=40)
-        yield Setup((33, 20), (54, 41), kv_heads=2, head_dim=40, value_dim=56, softcap=2.0, alibi=True)
+        yield Setup(
+            (33, 20), (54, 41), heads=4, kv_heads=2, head_dim=40, value_dim=56, softcap=2.0, alibi=True
+        )
         yield Setup((40, 9), (70, 17), window_right=9, window_left=20, bias="bhq")
         yield Setup((20, 19), packed=True, heads=2, dtype=E4M3)
         return
