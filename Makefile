@@ -9,7 +9,7 @@ GPU_PYTHON ?= python3
 COMPILE := .venv/bin
 SERVE   := .venv-serve/bin
 SLIPWAY := $(COMPILE)/slipway
-NAME     = $(notdir $(patsubst %/,%,$(MODEL)))
+NAME     = $$($(COMPILE)/python -m pipeline.sources.names "$(MODEL)")
 PIP     := -m pip install -q --disable-pip-version-check --no-deps
 PYTEST  := OMP_NUM_THREADS=1 $(COMPILE)/python -m pytest
 
@@ -23,7 +23,8 @@ help:
 	@echo "make serve MODEL=...           builds if needed and serves in the foreground until Ctrl-C"
 	@echo "make plugins                   the operators of plugins/, compiled for CPUs and GPUs   [ORT_INCLUDE=...] [ARCH=90a,120a]"
 	@echo "make gpu-check                 builds, checks and measures the CUDA kernels on the GPU that is here   [GPU_PYTHON=$(GPU_PYTHON)]"
-	@echo "MODEL: demo, minilm, or a folder in Hugging Face format. More: $(SLIPWAY) --help"
+	@echo "MODEL: demo, minilm, a folder in Hugging Face format, org/name[@revision], package.module:function, a .pt2 or .onnx file"
+	@echo "More: docs/sources.md, $(SLIPWAY) --help"
 
 # An environment is ready when every package of its lock file is in it; a changed lock file brings it up to date.
 .venv/ready: requirements/compile.lock requirements/torch-cpu.lock requirements/torch-cuda.lock pyproject.toml
