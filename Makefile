@@ -9,7 +9,7 @@ GPU_PYTHON ?= python3
 COMPILE := .venv/bin
 SERVE   := .venv-serve/bin
 SLIPWAY := $(COMPILE)/slipway
-NAME     = $$($(COMPILE)/python -m pipeline.sources.names "$(MODEL)")
+NAME     = $$($(COMPILE)/python -c "import sys; from pipeline.sources.names import model_name; print(model_name(sys.argv[1]))" "$(MODEL)")
 PIP     := -m pip install -q --disable-pip-version-check --no-deps
 PYTEST  := OMP_NUM_THREADS=1 $(COMPILE)/python -m pytest
 

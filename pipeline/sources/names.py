@@ -1,12 +1,8 @@
-"""What a model is called by default: as a folder of artifacts, and as a served model. Imports nothing heavy.
-
-`python -m pipeline.sources.names MODEL` prints it, for the Makefile.
-"""
+"""What a model is called by default: as a folder of artifacts, and as a served model. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 GRAPH_SUFFIXES = (".onnx", ".pt2")
@@ -32,7 +28,3 @@ def model_name(model: str) -> str:
 def safe(name: str) -> str:
     """`name` with everything but letters, digits, '.', '_' and '-' replaced."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-_") or "model"
-
-
-if __name__ == "__main__":
-    print(model_name(sys.argv[1]))
