@@ -206,6 +206,7 @@ class _Pair:
     def _outputs(self, model: ir.Model) -> dict[str, Tensor]:
         outputs = [value for value in model.graph.outputs if value.producer() is not None]
         graph = Stepwise(model, [self._feeds()], outputs)
+        graph.advance()
         found = {}
         for value in outputs:
             graph.reach(value)

@@ -1,7 +1,7 @@
 """Some nodes of a graph, run by ONNX Runtime on tensors at hand, one after the other as they stand.
 
-A graph is taken apart without a file: weights stay mapped where they lie and are handed to ONNX Runtime as
-they are, so that only those of the nodes at hand are in memory.
+A graph is taken apart without a file. Weights stay mapped where they lie and are fed as inputs: ONNX Runtime reads
+inputs in place, and would make a copy of initializers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from plugins.schemas import DOMAIN
 Array = npt.NDArray[Any]
 
 INLINE_BYTES = 1 << 14
-"""Weights above this are handed over in memory; smaller ones are part of the message."""
+"""Weights above this are fed; smaller ones are part of the message, for operators that ask for constants."""
 
 _LATEST_IR = 13
 """The newest IR version that the ONNX Runtime in use reads (1.31)."""
@@ -49,9 +49,10 @@ class Slice:
         self.wanted = tuple(wanted)
         self._model = model
         self._nodes = tuple(nodes)
-        self._weights = [value for value in read if _is_weight(value)]
+        weights = [value for value in read if _is_weight(value)]
+        self._inline = [value for value in weights if _is_inline(value)]
+        self._fed = [value for value in weights if not _is_inline(value)]
         self._session: ort.InferenceSession | None = None
-        self._memory: list[ort.OrtValue] = []  # weights that the session reads where they lie
 
     def run(self, given: Mapping[ir.Value, Array]) -> list[Array]:
         """The wanted values, from `inputs`. Raises BadInput when ONNX Runtime cannot compute them."""
@@ -60,6 +61,7 @@ class Slice:
                 self._session = self._open(given)
             # Without a copy, so that an operator can write to a pool in place.
             feeds = {_carried(value): _contiguous(given[value]) for value in self.inputs}
+            feeds |= {value.name or "": _contiguous(_tensor(value).numpy()) for value in self._fed}
             results: list[Array] = self._session.run(None, feeds)
         except BadInput:
             raise
@@ -80,40 +82,21 @@ class Slice:
         options.add_session_config_entry("session.disable_prepacking", "1")
         if any(node.domain == DOMAIN for node in self._nodes):
             registered(options)
-        inline, names, self._memory = self._split_weights()
-        if names:
-            options.add_external_initializers(names, self._memory)
-        message = self._message(given, inline).SerializeToString()
+        message = self._message(given).SerializeToString()
         return ort.InferenceSession(message, options, providers=["CPUExecutionProvider"])
 
-    def _split_weights(self) -> tuple[list[onnx.TensorProto], list[str], list[ort.OrtValue]]:
-        """Initializers of the message; names and memory of those that it only names."""
-        inline, names, arrays = [], [], []
-        for value in self._weights:
-            tensor = value.const_value
-            assert tensor is not None
-            name = value.name or ""
-            if tensor.nbytes <= INLINE_BYTES or not _known_to_numpy(tensor.dtype):
-                inline.append(_whole(tensor, name))
-                continue
-            proto = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=list(tensor.shape.numpy()))
-            proto.data_location = onnx.TensorProto.EXTERNAL
-            for key, text in (("location", "in memory"), ("offset", "0"), ("length", str(tensor.nbytes))):
-                proto.external_data.add(key=key, value=text)
-            inline.append(proto)
-            names.append(name)
-            arrays.append(ort.OrtValue.ortvalue_from_numpy(_contiguous(tensor.numpy())))
-        return inline, names, arrays
-
-    def _message(
-        self, given: Mapping[ir.Value, Array], initializers: Sequence[onnx.TensorProto]
-    ) -> onnx.ModelProto:
+    def _message(self, given: Mapping[ir.Value, Array]) -> onnx.ModelProto:
         before, inputs, after, outputs = [], [], [], []
         for value in self.inputs:
             kind = onnx.helper.np_dtype_to_tensor_dtype(given[value].dtype)
             inputs.append(onnx.helper.make_tensor_value_info(_carried(value), kind, None))
             if _is_carried(value):
                 before.append(_cast(_carried(value), value.name or "", value.dtype))
+        for value in self._fed:
+            inputs.append(
+                onnx.helper.make_tensor_value_info(value.name or "", int(_tensor(value).dtype), None)
+            )
+        initializers = [_whole(_tensor(value), value.name or "") for value in self._inline]
         for value in self.wanted:
             outputs.append(onnx.helper.make_empty_tensor_value_info(_carried(value)))
             if _is_carried(value):
@@ -156,6 +139,17 @@ def _captured(graphs: Sequence[ir.Graph]) -> Iterator[ir.Value]:
 
 def _is_weight(value: ir.Value) -> bool:
     return value.const_value is not None and value.is_initializer() and not value.is_graph_input()
+
+
+def _is_inline(value: ir.Value) -> bool:
+    """Whether a weight is part of the message."""
+    tensor = _tensor(value)
+    return tensor.nbytes <= INLINE_BYTES or not _known_to_numpy(tensor.dtype)
+
+
+def _tensor(value: ir.Value) -> ir.TensorProtocol:
+    assert value.const_value is not None
+    return value.const_value
 
 
 def _is_carried(value: ir.Value) -> bool:

@@ -75,6 +75,14 @@ class Stepwise:
         self._done.update(nodes)
         self._readers.subtract({value: count for value, count in reads.items() if value in self._readers})
 
+    def advance(self) -> None:
+        """Computes everything, node by node, so that no more is in memory than the nodes ahead read."""
+        for node in self._place:
+            for value in node.outputs[:1]:
+                if self._readers[value] > 0:
+                    self.reach(value)
+                    self.sweep()
+
     def get(self, value: ir.Value, world: int = 0) -> Tensor | None:
         """The value in a world; None when it has gone or was never computed."""
         return self._worlds[world].get(value)
