@@ -1,5 +1,7 @@
 """Parity: each stage's artifact against the one before it, on real inputs, within the recipe's tolerance.
 
-`inputs.py` makes the inputs, `decoder.py` and `encoder.py` run a graph on them, `reference.py` the torch
-module, `compare.py` gives the figures and the verdict.
+`decoder.py`, `encoder.py` and `tensors.py` run a graph on the inputs, `reference.py` the torch module, `compare.py`
+gives the figures and the verdict. Where two of them part is found by `walk.py`: `feeds.py` gives the inputs,
+`stepwise.py` and `slices.py` compute a graph piece by piece, `pairs.py` and `modules.py` know which tensors are the
+same, `distance.py` how far they are from each other; `report.py` and `picture.py` show it.
 """
