@@ -11,6 +11,7 @@ import argparse
 import logging
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,6 +21,9 @@ import numpy as np
 from bench.fusion_models import LAYERS, MODELS, Feeds, export
 from bench.optimizers import ONNXSLIM, OPTIMIZERS, OURS, Prepared, has_onnxslim, prepare
 from bench.table import report
+
+BEGIN, END = "<!-- python -m bench.fusion -->", "<!-- end -->"
+"""Lines of a page that the table stands between."""
 
 TOLERANCE = 1e-3
 """Of the largest output: a variant that is further from the unoptimized graph is wrong, and is not measured."""
@@ -68,17 +72,39 @@ def one_model(name: str, folder: Path, rounds: int, threads: int, names: list[st
             refused[optimizer] = problem
             del variants[optimizer]
     seconds = measure(variants, graph.feeds, rounds)
-    ours = seconds[OURS]
+    ratios = {
+        optimizer: [theirs / mine for theirs, mine in zip(times, seconds[OURS], strict=True)]
+        for optimizer, times in seconds.items()
+    }
     return {
         "kernels": {optimizer: variant.kernels for optimizer, variant in variants.items()},
-        "seconds": seconds,
-        # above 1: slower than ours
-        "ratio": {
-            optimizer: median(theirs / mine for theirs, mine in zip(times, ours, strict=True))
-            for optimizer, times in seconds.items()
-        },
+        "ratios": ratios,  # by round; above 1: slower than ours
+        "ratio": {optimizer: median(values) for optimizer, values in ratios.items()},
         "refused": refused,
     }
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The table of docs/fusion.md, of results of `one_model` by model."""
+    lines = ["| model | " + " | ".join(OPTIMIZERS) + " |", "| --- |" + " --- |" * len(OPTIMIZERS)]
+    for name, result in results.items():
+        cells = [
+            f"{result['kernels'][optimizer]} / {result['ratio'][optimizer]:.2f}"
+            if optimizer in result["kernels"]
+            else ("refuses it" if optimizer in result["refused"] else "not run")
+            for optimizer in OPTIMIZERS
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def write_table(results: Mapping[str, Any], page: Path) -> None:
+    """Puts the table between the marks of a page. Raises ValueError when it has none."""
+    before, mark, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not mark or not end:
+        raise ValueError(f"{page} has no lines {BEGIN} and {END}")
+    page.write_text(f"{before}{mark}\n{table(results)}{end}{after}", encoding="utf-8")
 
 
 def main() -> None:
@@ -88,6 +114,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--onnxslim", type=Path, help="folder that onnxslim was installed to")
     parser.add_argument("--json", type=Path, default=Path("bench/results/fusion.json"))
+    parser.add_argument("--page", type=Path, help="page of the documentation to put the table into")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
 
@@ -109,6 +136,8 @@ def main() -> None:
         rows.append(cells)
     title = f"kernels / time relative to slipway, {LAYERS} layers, {options.threads} threads"
     report(title, ["", *names], rows, results, options.json)
+    if options.page:
+        write_table(results, options.page)
 
 
 if __name__ == "__main__":

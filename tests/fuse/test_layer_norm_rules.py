@@ -132,6 +132,8 @@ def test_a_bias_that_something_else_reads_stays_outside() -> None:
     model = graph(f"{INPUTS}, float[b, n, 12] z) {{ {body} }}", **norm_weights())
     wanted = {"Add": 1, "SkipLayerNormalization": 1, "Neg": 1}
     assert_fuses([SkipLayerNorm()], model, wanted, tolerance=1e-5, **SUM)
+    (node,) = (node for node in model.graph if node.op_type == "SkipLayerNormalization")
+    assert len(node.inputs) == 4  # what is added once is not added again
 
 
 @pytest.mark.parametrize(
