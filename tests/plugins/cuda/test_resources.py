@@ -9,6 +9,7 @@ import pytest
 from model_repo.runtime.errors import BadInput
 from plugins.cuda import resources, sass
 from plugins.cuda.build import Build
+from plugins.cuda.nvcc import DEFAULT_ARCHITECTURES, parse_architectures
 
 WORDS = """\
 ptxas info    : 0 bytes gmem
@@ -45,15 +46,15 @@ def test_names_are_those_of_the_sources() -> None:
         assert resources.template_name(written) == wanted
 
 
-def test_spills_of_hot_kernels_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_memory_is_reported() -> None:
     kernels = [
         resources.KernelResources("a.cu", "void hot<1>()", "sm_90a", 255, 0, 0, 8, 8),
-        resources.KernelResources("a.cu", "void cold<1>()", "sm_90a", 32, 0, 64, 0, 0),
+        resources.KernelResources("a.cu", "void array<1>()", "sm_90a", 32, 0, 64, 0, 0),
         resources.KernelResources("a.cu", "void fine<1>()", "sm_90a", 32, 0, 0, 0, 0),
     ]
-    monkeypatch.setattr(resources, "LOCAL_BYTES", {"cold": 64})
     assert resources.in_local_memory(kernels) == [
-        "void hot<1>() on sm_90a: 0 bytes of stack, 8 spilled, 8 loaded again"
+        "void hot<1>() on sm_90a: 0 bytes of stack, 8 spilled, 8 loaded again",
+        "void array<1>() on sm_90a: 64 bytes of stack, 0 spilled, 0 loaded again",
     ]
     text = resources.table(
         [*kernels, resources.KernelResources("a.cu", "void fine<2>()", "sm_90a", 40, 0, 0, 0, 0)], "1"
@@ -62,7 +63,7 @@ def test_spills_of_hot_kernels_are_reported(monkeypatch: pytest.MonkeyPatch) -> 
     assert "| `a.cu` | `hot` | 1 | 255, 16 B local |" in text
 
 
-def test_hot_kernels_keep_out_of_local_memory(kernels: Build) -> None:
+def test_kernels_keep_out_of_local_memory(kernels: Build) -> None:
     assert resources.in_local_memory(resources.resources_of(kernels)) == []
 
 
@@ -90,7 +91,7 @@ EMPTY = 64
 
 @pytest.mark.parametrize("architecture", ["sm_90a", "sm_120a"])
 def test_machine_code_uses_the_chip(kernels: Build, architecture: str) -> None:
-    """Matrix and copy instructions where they belong, and no access to local memory beyond what is allowed."""
+    """Matrix and copy instructions where they belong, and no access to local memory."""
     try:
         sass.find_disassembler()
     except BadInput as error:
@@ -115,7 +116,7 @@ def test_machine_code_uses_the_chip(kernels: Build, architecture: str) -> None:
             for choice in wanted:
                 if not any(counts[opcode] for opcode in choice.split("|")):
                     wrong.append(f"{names[kernel]}: no {choice}")
-            if (counts["LDL"] or counts["STL"]) and template not in resources.LOCAL_BYTES:
+            if counts["LDL"] or counts["STL"]:
                 wrong.append(f"{names.get(kernel, kernel)}: {counts['LDL']} LDL, {counts['STL']} STL")
     assert wrong == []
     only_hopper = {"flash_attention_sm90_kernel"}
@@ -131,6 +132,7 @@ def test_products_of_warpgroups_are_left_under_way(kernels: Build) -> None:
 def test_committed_report_names_the_kernels_there_are(kernels: Build) -> None:
     """RESOURCES.md and resources.json; `python -m plugins.cuda.resources` writes them."""
     record = json.loads(resources.JSON_FILE.read_text(encoding="utf-8"))
+    assert record["architectures"] == [a.name for a in parse_architectures(DEFAULT_ARCHITECTURES)]
     listed = {(k["unit"], resources.template_name(k["kernel"])) for k in record["kernels"]}
     there = {(k.unit, k.template) for k in resources.resources_of(kernels)}
     assert listed == there, "run python -m plugins.cuda.resources"
