@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import onnx_ir as ir
 
-from plugins.schemas import DOMAIN, SKIP_LAYER_NORMALIZATION, VERSION
+from plugins.schemas import SKIP_LAYER_NORMALIZATION, OperatorSchema
 
-from .matching import (
-    Dims,
-    dims,
-    float_attribute,
-    insert_before,
-    is_weight,
-    made_by,
-    node_name,
-    normalizes_last_axis,
-    only_reader,
-    other_input,
-    output,
-    replace,
-)
-from .rule import Matches, NearMiss, Rule
+from .matching import Dims, dims, is_weight, made_by, normalizes_last_axis, only_reader, other_input
+from .skip_norm import SkipNorm
 
 
 class _Sum(NamedTuple):
@@ -33,48 +21,26 @@ class _Sum(NamedTuple):
     bias: ir.Value | None
 
 
-class SkipLayerNorm(Rule):
-    """The bias of a product that only the sum reads comes along; the sum stays as the second output."""
+class SkipLayerNorm(SkipNorm):
+    """Sums of two values where one has the last axes of the other (a residual, or positions).
+
+    The bias of a product that only the sum reads comes along.
+    """
 
     name: ClassVar[str] = "skip_layer_norm"
+    normalization: ClassVar[str] = "LayerNormalization"
+    fused: ClassVar[OperatorSchema] = SKIP_LAYER_NORMALIZATION
 
-    def rewrite(self, model: ir.Model) -> Matches:
-        """Fuses sums of two values where one has the last axes of the other (a residual, or positions)."""
-        count, missed = 0, []
-        for norm in list(model.graph):
-            if norm.op_type != "LayerNormalization" or norm.domain != "":
-                continue
-            add = made_by(norm.inputs[0], "Add")
-            if add is None:
-                continue
-            found = _match(norm, add)
-            if isinstance(found, str):
-                missed.append(NearMiss(node_name(norm), found))
-                continue
-            total, normalized = add.outputs[0], norm.outputs[0]
-            bias = norm.inputs[2] if len(norm.inputs) > 2 else None
-            inputs = [found.input, found.skip, norm.inputs[1], bias, found.bias]
-            while inputs[-1] is None:
-                inputs.pop()
-            fused = ir.node(
-                SKIP_LAYER_NORMALIZATION.name,
-                inputs,
-                {"epsilon": float_attribute(norm, "epsilon", 1e-5)},
-                domain=DOMAIN,
-                outputs=[
-                    output(f"{normalized.name}_skip", normalized.dtype, dims(normalized)),
-                    output(f"{total.name}_skip", total.dtype, dims(total)),
-                ],
-                name=f"{node_name(norm)}_skip",
-                metadata_props=dict(norm.metadata_props),
-            )
-            insert_before(add, fused)
-            replace(normalized, fused.outputs[0])
-            replace(total, fused.outputs[1])
-            count += 1
-        if count:
-            model.opset_imports[DOMAIN] = VERSION
-        return Matches(count, tuple(missed))
+    def inputs(self, norm: ir.Node, add: ir.Node) -> Sequence[ir.Value | None] | str:
+        """Summands, weight, and the biases of the normalization and of the product where there are any."""
+        found = _match(norm, add)
+        if isinstance(found, str):
+            return found
+        bias = norm.inputs[2] if len(norm.inputs) > 2 else None
+        inputs = [found.input, found.skip, norm.inputs[1], bias, found.bias]
+        while inputs[-1] is None:
+            inputs.pop()
+        return inputs
 
 
 def _match(norm: ir.Node, add: ir.Node) -> _Sum | str:

@@ -2,63 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import onnx_ir as ir
 
-from plugins.schemas import DOMAIN, SKIP_RMS_NORMALIZATION, VERSION
+from plugins.schemas import SKIP_RMS_NORMALIZATION, OperatorSchema
 
-from .matching import (
-    dims,
-    float_attribute,
-    insert_before,
-    made_by,
-    node_name,
-    normalizes_last_axis,
-    output,
-    replace,
-)
-from .rule import Matches, NearMiss, Rule
+from .matching import dims, normalizes_last_axis
+from .skip_norm import SkipNorm
 
 
-class SkipRmsNorm(Rule):
-    """The sum stays available as the second output: the next residual reads it."""
+class SkipRmsNorm(SkipNorm):
+    """Sums of two values of one shape; a sum that broadcasts (a bias) is left alone."""
 
     name: ClassVar[str] = "skip_rms_norm"
+    normalization: ClassVar[str] = "RMSNormalization"
+    fused: ClassVar[OperatorSchema] = SKIP_RMS_NORMALIZATION
 
-    def rewrite(self, model: ir.Model) -> Matches:
-        """Fuses sums of two values of one shape; a sum that broadcasts (a bias) is left alone."""
-        count, missed = 0, []
-        for norm in list(model.graph):
-            if norm.op_type != "RMSNormalization" or norm.domain != "":
-                continue
-            add = made_by(norm.inputs[0], "Add")
-            if add is None:
-                continue
-            reason = _obstacle(norm, add)
-            if reason is not None:
-                missed.append(NearMiss(node_name(norm), reason))
-                continue
-            total, normalized = add.outputs[0], norm.outputs[0]
-            fused = ir.node(
-                SKIP_RMS_NORMALIZATION.name,
-                [add.inputs[0], add.inputs[1], norm.inputs[1]],
-                {"epsilon": float_attribute(norm, "epsilon", 1e-5)},
-                domain=DOMAIN,
-                outputs=[
-                    output(f"{normalized.name}_skip", normalized.dtype, dims(normalized)),
-                    output(f"{total.name}_skip", total.dtype, dims(total)),
-                ],
-                name=f"{node_name(norm)}_skip",
-                metadata_props=dict(norm.metadata_props),
-            )
-            insert_before(add, fused)
-            replace(normalized, fused.outputs[0])
-            replace(total, fused.outputs[1])
-            count += 1
-        if count:
-            model.opset_imports[DOMAIN] = VERSION
-        return Matches(count, tuple(missed))
+    def inputs(self, norm: ir.Node, add: ir.Node) -> Sequence[ir.Value | None] | str:
+        """Summands and weight."""
+        reason = _obstacle(norm, add)
+        return reason if reason is not None else (add.inputs[0], add.inputs[1], norm.inputs[1])
 
 
 def _obstacle(norm: ir.Node, add: ir.Node) -> str | None:
