@@ -7,7 +7,7 @@ numpy only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -190,6 +190,24 @@ class Head:
         return cls(**{**data, "labels": tuple(data.get("labels", ()))})
 
 
+def typed(data: Mapping[str, Any]) -> dict[str, Any]:
+    """`data` with those fields as their types that an engine and its export have in common; a copy.
+
+    Raises TypeError or KeyError when a field does not fit.
+    """
+    read: dict[str, Callable[[Any], Any]] = {
+        "kv": lambda specs: tuple(KVSpec(**spec) for spec in specs),
+        "end_token_ids": tuple,
+        "features": tuple,
+        "encoder_inputs": tuple,
+        "head": Head.from_dict,
+        "inputs": lambda specs: tuple(map(TensorSpec.from_dict, specs)),
+        "outputs": lambda specs: tuple(map(TensorSpec.from_dict, specs)),
+        "axes": lambda axes: tuple(AxisSpec(**axis) for axis in axes),
+    }
+    return {name: read[name](value) if name in read else value for name, value in data.items()}
+
+
 @dataclass(frozen=True)
 class EngineSpec:
     """The `engine` section of a compiled engine's manifest: all that the runtime needs to know to run it.
@@ -233,15 +251,8 @@ class EngineSpec:
     def from_dict(cls, data: Mapping[str, Any]) -> EngineSpec:
         """The inverse of `to_dict`. Raises BadInput when fields are missing or unknown."""
         try:
-            values = dict(data)
-            values["kv"] = tuple(KVSpec(**spec) for spec in values.get("kv", ()))
+            values = typed(data)
             values["limits"] = Limits(**values["limits"]) if values.get("limits") else None
-            for name in ("end_token_ids", "features", "encoder_inputs"):
-                values[name] = tuple(values.get(name, ()))
-            values["head"] = Head.from_dict(values.get("head", {}))
-            for name in ("inputs", "outputs"):
-                values[name] = tuple(TensorSpec.from_dict(spec) for spec in values.get(name, ()))
-            values["axes"] = tuple(AxisSpec(**axis) for axis in values.get("axes", ()))
             return cls(**values)
         except (TypeError, KeyError) as error:
             raise BadInput(

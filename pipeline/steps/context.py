@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from model_repo.runtime.contract import AxisSpec, Head, KVSpec, TensorSpec
+from model_repo.runtime.contract import AxisSpec, Head, KVSpec, TensorSpec, typed
 from model_repo.runtime.errors import BadInput
 from model_repo.runtime.manifest import Manifest
 from pipeline.disk import FIXED_BYTES, float32_bytes
@@ -61,15 +61,7 @@ class ModelFacts:
     def from_dict(cls, data: Mapping[str, Any]) -> ModelFacts:
         """The inverse of `to_dict`. Raises BadInput when fields are missing or unknown."""
         try:
-            values = dict(data)
-            values["kv"] = tuple(KVSpec(**spec) for spec in values["kv"])
-            for name in ("end_token_ids", "features", "encoder_inputs"):
-                values[name] = tuple(values[name])
-            values["head"] = Head.from_dict(values.get("head", {}))
-            for name in ("inputs", "outputs"):
-                values[name] = tuple(TensorSpec.from_dict(spec) for spec in values.get(name, ()))
-            values["axes"] = tuple(AxisSpec(**axis) for axis in values.get("axes", ()))
-            return cls(**values)
+            return cls(**typed(data))
         except (KeyError, TypeError) as error:
             raise BadInput(
                 f"export.json does not fit this version of slipway ({error}); run slipway export again"
