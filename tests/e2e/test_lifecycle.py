@@ -22,15 +22,15 @@ LONG = {"text_input": "The old man", "max_tokens": 500, "temperature": 0.0, "ign
 
 
 @pytest.fixture(scope="module")
-def repository(builds: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo_repository(builds: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("lifecycle") / "repository"
     emit([("demo", builds["demo"])], path, ServeRecipe())
     return path
 
 
-def test_changed_files_are_refused(repository: Path, tmp_path: Path) -> None:
+def test_changed_files_are_refused(demo_repository: Path, tmp_path: Path) -> None:
     copy = tmp_path / "repository"
-    shutil.copytree(repository, copy)
+    shutil.copytree(demo_repository, copy)
     weight = max((copy / "demo_generate/1/engine/weights").iterdir(), key=lambda path: path.stat().st_size)
     with weight.open("r+b") as file:
         file.seek(100)
@@ -46,8 +46,8 @@ def test_changed_files_are_refused(repository: Path, tmp_path: Path) -> None:
     assert "build it again" in str(failed.value)
 
 
-def test_sigterm_drains_running_streams(repository: Path, tmp_path: Path) -> None:
-    with server(repository, log=tmp_path / "log") as running, ThreadPoolExecutor(2) as pool:
+def test_sigterm_drains_running_streams(demo_repository: Path, tmp_path: Path) -> None:
+    with server(demo_repository, log=tmp_path / "log") as running, ThreadPoolExecutor(2) as pool:
         told = [
             pool.submit(lambda: list(stream(running.grpc, "demo", request_id="drained", **LONG)))
             for _ in range(2)
