@@ -81,7 +81,7 @@ runtime-tests: .venv-serve/ready
 	@$(SERVE)/python -m pytest -q tests/runtime
 
 unit: environments
-	@$(PYTEST) -n 2 --dist loadgroup -m "not wide"
+	@$(PYTEST) -n 2 --dist loadscope --no-loadscope-reorder -m "not wide"
 
 test-wide: environments
 	@$(PYTEST) -n 2 --dist load -m wide

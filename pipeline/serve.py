@@ -23,7 +23,10 @@ OWN_TRITONSERVER = Path(__file__).resolve().parent.parent / ".venv-serve" / "bin
 HOST = "127.0.0.1"
 POLL_SECONDS = 0.05
 LOG_TAIL_LINES = 30
-PORT_ATTEMPTS = 3
+START_ATTEMPTS = 3
+ABORT = "boost::interprocess::lock_exception"
+"""Triton's Python backend sometimes ends the whole server with this, rarely while it starts the processes of many
+models (github.com/triton-inference-server/server/issues/8882)."""
 
 
 class ServerFailed(SlipwayError):
@@ -96,7 +99,8 @@ def server(
     command = [str(executable), "--model-repository", str(repository.resolve())]
     if executable == OWN_TRITONSERVER:
         command.append(STOP_WITH_PARENT)  # no server stays behind when this process is killed
-    command += ["--exit-timeout-secs", str(drain_seconds), *options]
+    # One model after another: side by side they take as long (each start is a process), and run into ABORT.
+    command += ["--model-load-thread-count", "1", "--exit-timeout-secs", str(drain_seconds), *options]
     running = _start(command, log, ports, startup_seconds)
     try:
         yield running
@@ -128,8 +132,8 @@ def tail(log: Path) -> str:
 def _start(
     command: list[str], log: Path, ports: tuple[int, int, int] | None, startup_seconds: float
 ) -> Server:
-    """Starts the server and waits until it is ready. A port that another process took meanwhile: new ports."""
-    for attempt in range(PORT_ATTEMPTS):
+    """Starts the server and waits until it is ready; again when another process took a port meanwhile, and on ABORT."""
+    for attempt in range(START_ATTEMPTS):
         http, grpc, metrics = ports or _free_ports()
         with log.open("wb") as output:
             process = subprocess.Popen(
@@ -148,8 +152,8 @@ def _start(
         try:
             _wait_until_ready(running, startup_seconds)
         except ServerFailed:
-            taken = "Socket '" in tail(log) and "already in use" in tail(log)
-            if not taken or ports is not None or attempt == PORT_ATTEMPTS - 1:
+            taken = "Socket '" in tail(log) and "already in use" in tail(log) and ports is None
+            if not (taken or ABORT in tail(log)) or attempt == START_ATTEMPTS - 1:
                 raise
         except BaseException:
             stop(running, 30.0)

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import pytest
 
-ONE_PROCESS = ("e2e",)
+ONE_PROCESS = ("tests/e2e/",)
 """Folders of tests whose tests share what is dear to start: they stay together in one process."""
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests of one file share its fixtures, so a file is not spread; a folder of ONE_PROCESS neither."""
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    here = Path(__file__).parent
-    for item in items:
-        place = item.path.relative_to(here)
-        group = place.parts[0] if place.parts[0] in ONE_PROCESS else str(place)
-        item.add_marker(pytest.mark.xdist_group(group))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `--dist loadscope`: a file's tests share its fixtures, so it is not spread; nor a folder of ONE_PROCESS.
+
+    (`--dist loadgroup` would say the same by marks, but xdist 3.8 cannot group with pytest 9.2.)
+    """
+    if config.getvalue("dist") != "loadscope":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return next((folder for folder in ONE_PROCESS if file.startswith(folder)), file)
+
+    return ByFile(config, log)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,9 +68,11 @@ class Case(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def decoder(real_build: BuildResult) -> Case:
-    recipe = Recipe.load(real_build.folder / "recipe.yaml")
-    return Case(BuildContext(recipe, Workspace(real_build.folder), exports=True))
+def decoder(real_build: BuildResult, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """Of a copy: damaged graphs are written beside the sound ones."""
+    folder = tmp_path_factory.mktemp("decoder") / "tiny"
+    shutil.copytree(real_build.folder, folder)
+    return Case(BuildContext(Recipe.load(folder / "recipe.yaml"), Workspace(folder), exports=True))
 
 
 @pytest.fixture(scope="module")
