@@ -39,8 +39,11 @@ def command(
     from pipeline.precision.file import convert_file
     from pipeline.precision.search import TOLERANCE
 
+    from .screen import working
+
     allowed = TOLERANCE if tolerance is None else tolerance
-    result = convert_file(source, precision, output, allowed, inputs)  # type: ignore[arg-type]
+    with working(f"trying which nodes of {source} may be {precision}"):
+        result = convert_file(source, precision, output, allowed, inputs)  # type: ignore[arg-type]
     if as_json:
         print(json.dumps(result.to_dict(), indent=2))
         return

@@ -51,9 +51,10 @@ def _show_fusion(folder: Path, as_json: bool) -> None:
 
     from pipeline.fusion_report import inspect_fusion
 
-    from .screen import add_row, show
+    from .screen import add_row, show, working
 
-    report = inspect_fusion(folder)
+    with working(f"building and timing {folder} without each fusion rule"):
+        report = inspect_fusion(folder)
     if as_json:
         print(json.dumps(report.to_dict(), indent=2))
         return

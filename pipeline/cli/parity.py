@@ -62,13 +62,14 @@ def command(
     from pipeline.recipe import Tolerance
     from pipeline.side_by_side import artifact, side_by_side
 
-    from .screen import show
+    from .screen import show, working
 
     given = {"min_cosine": min_cosine, "min_top1": min_top1, "max_relative": max_relative}
     tolerance = Tolerance(**{name: value for name, value in given.items() if value is not None})
-    result = side_by_side(
-        artifact(first), artifact(second), stages=stages, inputs=inputs, tolerance=tolerance, limit=limit
-    )
+    with working(f"comparing {second} with {first}"):
+        result = side_by_side(
+            artifact(first), artifact(second), stages=stages, inputs=inputs, tolerance=tolerance, limit=limit
+        )
     plain = json.dumps(result.to_dict(), indent=2)
     if report is not None:
         report.write_text(plain + "\n", encoding="utf-8")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -57,6 +58,14 @@ class ScreenProgress:
         if self._status is not None:
             self._status.stop()
             self._status = None
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """Says on stderr that `what` goes on: a spinner on a terminal until it ends, a line elsewhere."""
+    with ScreenProgress() as progress:
+        progress.started(what)
+        yield
 
 
 def stage_table(rows: Sequence[StageRow]) -> Table:

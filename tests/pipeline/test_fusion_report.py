@@ -88,7 +88,7 @@ def test_the_command_prints_a_table_and_json(measured: FusionTable) -> None:
     assert shown.exit_code == 0
     assert all(row.rule in shown.output for row in measured.rules)
     assert f"{measured.engine_nodes} in the engine" in " ".join(shown.output.split())
-    plain = json.loads(CliRunner().invoke(main, ["inspect", "anywhere", "--fusion", "--json"]).output)
+    plain = json.loads(CliRunner().invoke(main, ["inspect", "anywhere", "--fusion", "--json"]).stdout)
     assert plain == json.loads(json.dumps(measured.to_dict()))
 
 
