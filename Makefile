@@ -3,6 +3,7 @@ PYTHON    ?= python3.11
 MODEL     ?= demo
 TARGET    ?= onnxruntime
 PRECISION ?= fp32
+KV_DTYPE  ?= float32
 OUT       ?= build
 GPU_PYTHON ?= python3
 
@@ -19,7 +20,7 @@ PYTEST  := OMP_NUM_THREADS=1 $(COMPILE)/python -m pytest
 help:
 	@echo "make demo                      two environments, two engines, a real server, a streamed completion"
 	@echo "make test                      lint, types and every test, the real server included"
-	@echo "make engine MODEL=...          all stages into OUT/<model>/   [TARGET=$(TARGET)] [PRECISION=$(PRECISION)] [OUT=$(OUT)]"
+	@echo "make engine MODEL=...          all stages into OUT/<model>/   [TARGET=$(TARGET)] [PRECISION=$(PRECISION)] [KV_DTYPE=$(KV_DTYPE)] [OUT=$(OUT)]"
 	@echo "make serve MODEL=...           builds if needed and serves in the foreground until Ctrl-C"
 	@echo "make plugins                   the operators of plugins/, compiled for CPUs and GPUs   [ORT_INCLUDE=...] [ARCH=90a,120a]"
 	@echo "make gpu-check                 builds, checks and measures the CUDA kernels on the GPU that is here   [GPU_PYTHON=$(GPU_PYTHON)]"
@@ -52,10 +53,10 @@ demo: environments
 	@$(SLIPWAY) demo --output $(OUT)
 
 engine: .venv/ready
-	@$(SLIPWAY) build "$(MODEL)" --target $(TARGET) --precision $(PRECISION) --output "$(OUT)/$(NAME)"
+	@$(SLIPWAY) build "$(MODEL)" --target $(TARGET) --precision $(PRECISION) --kv-dtype $(KV_DTYPE) --output "$(OUT)/$(NAME)"
 
 serve: environments
-	@$(SLIPWAY) serve "$(MODEL)" --target $(TARGET) --precision $(PRECISION) --output "$(OUT)/$(NAME)"
+	@$(SLIPWAY) serve "$(MODEL)" --target $(TARGET) --precision $(PRECISION) --kv-dtype $(KV_DTYPE) --output "$(OUT)/$(NAME)"
 
 # ORT_INCLUDE=DIR: check the C interface against ONNX Runtime's own headers in DIR. ARCH=90a: CUDA kernels for one chip.
 plugins: .venv/ready

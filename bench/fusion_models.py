@@ -177,7 +177,7 @@ def export(name: str, folder: Path) -> Graph:
         max_length = MAX_LENGTH
         graph = export_decoder(module, MAX_LENGTH, OPSET).model  # type: ignore[arg-type]
         feeds = _step(graph, module.config.vocab_size)
-    elif named.kind == "encoder" and name != "ModernBERT":
+    elif named.kind == "encoder":
         graph = export_encoder(module, "mean", True, MAX_LENGTH, OPSET).model  # type: ignore[arg-type]
         feeds = _texts(graph)
     else:
@@ -207,35 +207,23 @@ class _Plain(nn.Module):
 
 
 def _plain(module: nn.Module, kind: str) -> tuple[ir.Model, Feeds]:
-    """Traces a model as it is; the batch is dynamic, and the length of texts."""
+    """Traces a model as it is; the batch is dynamic."""
     numbers = np.random.default_rng(0)
-    shapes: tuple[Any, ...]
-    if kind == "encoder":
-        mask = np.ones((BATCH, LENGTH), np.int64)
-        mask[1, LENGTH // 2 :] = 0
-        feeds = {
-            "input_ids": numbers.integers(5, 1000, (BATCH, LENGTH)),
-            "attention_mask": mask,
-        }
-        shapes = ({0: Dim("batch"), 1: Dim("length")},) * 2
-    elif kind == "image":
+    if kind == "image":
         feeds = {"pixel_values": numbers.standard_normal((2, 3, 224, 224), dtype=np.float32)}
-        shapes = ({0: Dim("batch")},)
     else:
         feeds = {"input_features": numbers.standard_normal((2, 80, 3000), dtype=np.float32)}
-        shapes = ({0: Dim("batch")},)
     graph = trace(
         _Plain(module),
         tuple(torch.from_numpy(array) for array in feeds.values()),
-        dynamic_shapes=(shapes,),
+        dynamic_shapes=(({0: Dim("batch")},),),
         input_names=list(feeds),
         output_names=["last_hidden_state"],
         opset=OPSET,
     )
     tidy(graph, module)
-    if kind != "encoder":  # traced with two, since a size of 1 is not dynamic to torch; measured with one
-        feeds = {name: array[:1].copy() for name, array in feeds.items()}
-    return graph, feeds
+    # Traced with two, since a size of 1 is not dynamic to torch; measured with one.
+    return graph, {name: array[:1].copy() for name, array in feeds.items()}
 
 
 def _texts(graph: ir.Model) -> Feeds:

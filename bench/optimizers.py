@@ -18,12 +18,13 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from bench.fusion_models import Graph, Named
+from model_repo.runtime.onnxruntime_executor import SLOWER
 from pipeline.fuse import fuse
 from pipeline.graph import load_graph, save_graph
 from pipeline.recipe import FuseRecipe
-from pipeline.targets.onnxruntime import SLOWER, OnnxRuntimeTarget
-from pipeline.targets.pools import drop_pool_outputs
+from pipeline.targets.onnxruntime import OnnxRuntimeTarget
 from plugins.cpu.build import registered
+from plugins.pools import drop_pool_outputs
 
 OURS = "slipway"
 ONNXSLIM = "onnxslim"

@@ -52,11 +52,11 @@ def write_checkpoint(shape: Shape, folder: Path, seed: int = 0) -> Path:
         eos_token_id=0,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
-    _write_tokenizer(shape.vocab, folder / "tokenizer.json")
+    write_tokenizer(shape.vocab, folder / "tokenizer.json")
     return folder
 
 
-def _write_tokenizer(size: int, path: Path) -> None:
+def write_tokenizer(size: int, path: Path) -> None:
     """A byte-level BPE: bytes, then made-up words, so that decoding costs what it does elsewhere."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -73,8 +73,8 @@ def _write_tokenizer(size: int, path: Path) -> None:
     path.write_text(json.dumps(json.loads(tokenizer.to_str())), encoding="utf-8")
 
 
-def write_gguf(shape: Shape, checkpoint: Path, path: Path) -> Path:
-    """The same weights as float32 GGUF for llama.cpp, whose benchmarks need no vocabulary.
+def write_gguf(shape: Shape, checkpoint: Path, path: Path, kind: str = "F32") -> Path:
+    """The same weights as GGUF for llama.cpp, whose benchmarks need no vocabulary. `kind`: F32, Q8_0 or Q4_0.
 
     llama.cpp wants the rows of the query and key weights in another order; with random weights that changes
     nothing that a clock could see, so they are left as they are.
@@ -98,14 +98,19 @@ def write_gguf(shape: Shape, checkpoint: Path, path: Path) -> Path:
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_vocab_size(shape.vocab)
     writer.add_tokenizer_model("no_vocab")
-    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    writer.add_file_type(gguf.LlamaFileType["ALL_F32" if kind == "F32" else f"MOSTLY_{kind}"])
+    stored = gguf.GGMLQuantizationType[kind]
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, shape.layers)
     with safe_open(checkpoint / "model.safetensors", framework="np") as weights:
         for name in weights.keys():  # noqa: SIM118 - safe_open is not a mapping
             target = names.get_name(name, try_suffixes=(".weight",))
             if target is None:
                 raise ValueError(f"{name} has no name in GGUF")
-            writer.add_tensor(target, np.ascontiguousarray(weights.get_tensor(name)))
+            array = np.ascontiguousarray(weights.get_tensor(name))
+            if array.ndim == 2 and kind != "F32":
+                writer.add_tensor(target, gguf.quants.quantize(array, stored), raw_dtype=stored)
+            else:
+                writer.add_tensor(target, array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

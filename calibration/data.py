@@ -40,7 +40,7 @@ def parity_prompts(
     if tokenizer_file is None or not text_file.is_file():
         return _random_prompts(vocab_size, lengths)
     tokenizer = _tokenizer(tokenizer_file)
-    documents = itertools.cycle(_documents(text_file))
+    documents = itertools.cycle(read_documents(text_file))
     prompts = []
     for length in lengths:
         prompt = _encode(tokenizer, documents, length)
@@ -62,12 +62,20 @@ def _random_prompts(vocab_size: int, lengths: Sequence[int]) -> list[list[int]]:
     return [generator.integers(0, vocab_size, length).tolist() for length in lengths]
 
 
-def _documents(text_file: Path) -> list[str]:
+def read_documents(text_file: Path) -> list[str]:
     """The documents of a text file, without the blanks around them. Raises BadInput when there are none."""
-    documents = [document.strip() for document in text_file.read_text(encoding="utf-8").split(SEPARATOR)]
+    documents = [document.strip() for document in read_utf8(text_file).split(SEPARATOR)]
     if not any(documents):
         raise BadInput(f"{text_file} holds no text; give documents set apart by {SEPARATOR}")
     return [document for document in documents if document]
+
+
+def read_utf8(path: Path) -> str:
+    """A file's text. Raises BadInput when it cannot be read as UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path} is not readable text: {error}") from error
 
 
 def _tokenizer(tokenizer_file: Path) -> Tokenizer:

@@ -19,13 +19,16 @@ from .lock import locked
 from .packages import missing_packages
 from .recipe import Recipe
 from .stages import Parity, Product, Progress, Runner, Silent, Stage, StageRow
+from .steps import calibrate as calibrate_step
 from .steps import compile as compile_step
 from .steps import emit as emit_step
+from .steps import evaluate as evaluate_step
 from .steps import export as export_step
 from .steps import fuse as fuse_step
 from .steps import lower as lower_step
+from .steps import quantize as quantize_step
 from .steps.context import BuildContext
-from .workspace import BUILD, ENGINE, MANIFESTS, RECIPE, REPOSITORY, STAGING, Workspace
+from .workspace import ALL_MANIFESTS, BUILD, ENGINE, RECIPE, REPOSITORY, STAGING, Workspace
 
 if TYPE_CHECKING:
     from .recipe import Tolerance
@@ -33,11 +36,21 @@ if TYPE_CHECKING:
 STEPS: Mapping[str, Callable[[BuildContext], Stage]] = {
     "export": export_step.stage,
     "fuse": fuse_step.stage,
+    "calibrate": calibrate_step.stage,
+    "quantize": quantize_step.stage,
     "lower": lower_step.stage,
     "compile": compile_step.stage,
+    "evaluate": evaluate_step.stage,
     "emit": emit_step.stage,
 }
 """All stages in the order in which they run."""
+
+EXTRA: Mapping[str, Callable[[Recipe], bool]] = {
+    "calibrate": calibrate_step.needed,
+    "evaluate": evaluate_step.needed,
+    "quantize": quantize_step.needed,
+}
+"""Stages that only some recipes need, and which."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +86,13 @@ def build(
     output: Path | str,
     *,
     progress: Progress | None = None,
-    stages: Sequence[str] = tuple(STEPS),
+    stages: Sequence[str] | None = None,
     force: bool = False,
     free: FreeBytes = free_bytes,
     steps: Mapping[str, Callable[[BuildContext], Stage]] = STEPS,
 ) -> BuildResult:
-    """Runs `stages` of `recipe` in the folder `output`; what is unchanged is not run again, unless `force`.
+    """Runs `stages` of `recipe` (None: all that it needs) in the folder `output`; what is unchanged is not run again,
+    unless `force`.
 
     Waits for another build of the same folder. `free` gives the free bytes of a file system. Raises BadInput
     (bad source, no room, not writable, a missing package), GateFailed (parity outside the recipe's tolerance)
@@ -88,20 +102,30 @@ def build(
     folder = Path(output)
     workspace = Workspace(folder)
     watcher = progress or Silent()
-    context = BuildContext(recipe, workspace, exports="export" in stages)
+    whole = stages is None
+    names = stages_of(recipe, steps) if stages is None else tuple(stages)
+    context = BuildContext(recipe, workspace, exports="export" in names)
+    context.progress = watcher
     with missing_packages(), write_errors(folder, 0, free):
         workspace.check_is_ours()
         if context.exports:
             context.source  # noqa: B018  # refuses a bad source before anything is written
-            _check_room_for_all(context, stages, steps, free)
+            _check_room_for_all(context, names, steps, free)
         elif not folder.is_dir():
             raise BadInput(f"no folder {folder}; run `slipway build MODEL --output {folder}` first")
         made = _missing_folders(folder)
         with locked(folder, watcher.say):
             try:
-                return _run(context, stages, steps, Runner(workspace, watcher, free, force))
+                return _run(context, names, steps, Runner(workspace, watcher, free, force), whole)
             finally:
                 _remove_if_nothing_came(workspace, made)
+
+
+def stages_of(
+    recipe: Recipe, steps: Mapping[str, Callable[[BuildContext], Stage]] = STEPS
+) -> tuple[str, ...]:
+    """The stages that `recipe` needs, in order."""
+    return tuple(name for name in steps if name not in EXTRA or EXTRA[name](recipe))
 
 
 def _run(
@@ -109,8 +133,12 @@ def _run(
     stages: Sequence[str],
     steps: Mapping[str, Callable[[BuildContext], Stage]],
     runner: Runner,
+    whole: bool,
 ) -> BuildResult:
-    """The stages, then the files about the build, then the removal of weights that nothing needs any more."""
+    """The stages, then the files about the build, then the removal of what nothing needs any more.
+
+    `whole`: these are all stages of the recipe; what stages that it lacks have left here is removed.
+    """
     workspace = context.workspace
     begin = time.perf_counter()
     workspace.sweep()
@@ -119,17 +147,21 @@ def _run(
         rows.append(runner.run(_gated(steps[name](context), context)))
         # From the first artifact on: the commands that repeat a later stage read the recipe here.
         _write(workspace.path(RECIPE), context.recipe.to_yaml())
+    for name in EXTRA if whole else ():
+        if name not in stages:
+            workspace.withdraw(name)
     runner.hashes.save()
     workspace.collect_weights()
     result = BuildResult(workspace.folder, tuple(rows), round(time.perf_counter() - begin, 3))
-    if tuple(stages) == tuple(steps):
+    if whole:
         _write(workspace.path(BUILD), json.dumps(result.to_dict(), indent=2) + "\n")
     return result
 
 
 def _gated(stage: Stage, context: BuildContext) -> Stage:
     """The stage with the recipe's tolerance, where the recipe has one for it."""
-    tolerance: Tolerance | None = getattr(context.recipe.parity, stage.name, None)
+    loose = context.recipe.quantize.quantizes and stage.name in ("lower", "compile")
+    tolerance: Tolerance | None = getattr(context.recipe.parity, "codes" if loose else stage.name, None)
     if tolerance is None:
         return stage
 
@@ -153,7 +185,7 @@ def _check_room_for_all(
     free: FreeBytes,
 ) -> None:
     """Raises BadInput when what has never been built here will not fit. Each stage is checked again later."""
-    missing = [name for name in stages if not context.workspace.path(MANIFESTS[name]).exists()]
+    missing = [name for name in stages if not context.workspace.path(ALL_MANIFESTS[name]).exists()]
     needed = sum(steps[name](context).needed_bytes for name in missing)
     check_room(context.workspace.folder, needed, free)
 

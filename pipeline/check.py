@@ -11,7 +11,7 @@ from model_repo.runtime.errors import BadInput, GateFailed
 from model_repo.runtime.manifest import Manifest, sha256_of_json
 
 from .recipe import Recipe
-from .workspace import MANIFESTS, RECIPE, REPOSITORY, WEIGHTS, Workspace
+from .workspace import ALL_MANIFESTS, EXTRA_MANIFESTS, RECIPE, REPOSITORY, WEIGHTS, Workspace
 
 CONFIG = "config.pbtxt"
 
@@ -34,7 +34,7 @@ def check(folder: Path) -> list[Finding]:
         raise BadInput(f"{folder} holds no build; give a folder that `slipway build` wrote")
     findings: list[Finding] = []
     manifests: dict[str, Manifest] = {}
-    for stage in MANIFESTS:
+    for stage in ALL_MANIFESTS:
         findings += _stage(workspace, stage, manifests)
     findings += _parity(workspace, manifests)
     if "emit" in manifests:
@@ -55,11 +55,13 @@ def verdict(findings: list[Finding]) -> None:
 
 def _stage(workspace: Workspace, stage: str, manifests: dict[str, Manifest]) -> Iterator[Finding]:
     """The stage's manifest, its files, and whether it was made from what lies there now."""
-    name = MANIFESTS[stage]
+    name = ALL_MANIFESTS[stage]
     try:
         manifest = workspace.manifest(stage)
     except BadInput as error:
         yield Finding(name, str(error))
+        return
+    if manifest is None and stage in EXTRA_MANIFESTS:
         return
     if manifest is None:
         yield Finding(name, "missing; run slipway build again")

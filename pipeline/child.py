@@ -19,10 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from model_repo.runtime import errors
-from model_repo.runtime.errors import SlipwayError
+from model_repo.runtime.errors import BadInput, SlipwayError
 
+from .deadline import TIME_OPTION, announce_in, overdue
 from .packages import missing_packages
 
+DEADLINE = "deadline.json"
+_POLL_SECONDS = 0.5
 _PR_SET_PDEATHSIG = 1
 
 
@@ -31,14 +34,14 @@ def in_child(module: str, function: str, arguments: dict[str, Any]) -> Any:
 
     Raises what it raises of Slipway's errors, its OSErrors, and BadInput for a missing package; any other
     exception becomes a RuntimeError caused by the child's traceback. The child ends with this process,
-    however that ends. Raises SlipwayError when the child dies without a word (killed, out of memory).
+    however that ends. Raises SlipwayError when the child dies without a word (killed, out of memory), and BadInput when
+    code with a time limit (`pipeline.deadline`) goes on beyond it: the child is then killed.
     """
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
         command = [sys.executable, "-m", __name__, module, function, str(result), str(os.getpid())]
-        process = subprocess.run(command, input=json.dumps(arguments), text=True, check=False)
+        code = _run(command, json.dumps(arguments), Path(folder) / DEADLINE)
         if not result.is_file():
-            code = process.returncode
             ending = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
             raise SlipwayError(f"the process that ran {module}.{function} ended with {ending}")
         answer = json.loads(result.read_text(encoding="utf-8"))
@@ -50,6 +53,29 @@ def in_child(module: str, function: str, arguments: dict[str, Any]) -> Any:
     if "fault" in answer:
         raise RuntimeError(answer["fault"]) from _ChildTraceback(answer["traceback"])
     return answer["value"]
+
+
+def _run(command: list[str], arguments: str, limits: Path) -> int:
+    """Runs the child to its end; gives its exit code. Raises BadInput when it is beyond what `limits` says."""
+    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True) as process:
+        try:
+            given: str | None = arguments
+            while True:
+                try:
+                    process.communicate(given, timeout=_POLL_SECONDS)
+                except subprocess.TimeoutExpired:
+                    given = None
+                    late = overdue(limits)
+                    if late is not None:
+                        raise BadInput(
+                            f"{late.what} has not ended within {late.seconds:g} seconds, in a call that cannot be "
+                            f"interrupted, so its process was ended; make it faster, or raise {TIME_OPTION}"
+                        ) from None
+                else:
+                    return process.returncode
+        except BaseException:
+            process.kill()
+            raise
 
 
 class _ChildTraceback(Exception):
@@ -72,6 +98,7 @@ def _error_kind(error: SlipwayError) -> str:
 def main() -> None:
     module, function, result, parent = sys.argv[1:]
     _die_with(int(parent))
+    announce_in(Path(result).with_name(DEADLINE))
     arguments = json.load(sys.stdin)
     Path(result).write_text(json.dumps(_answer(module, function, arguments)), encoding="utf-8")
 

@@ -11,7 +11,7 @@ from model_repo.runtime.errors import BadInput
 from .disk import free_bytes, write_errors
 from .lock import NAME as LOCK
 from .lock import locked
-from .workspace import BUILD, HASHES, MANIFESTS, RECIPE, REPOSITORY, WEIGHTS, Workspace
+from .workspace import ALL_MANIFESTS, BUILD, HASHES, RECIPE, REPOSITORY, WEIGHTS, Workspace
 
 SERVER_LOG = "tritonserver.log"
 
@@ -40,8 +40,8 @@ def clean(folder: Path, say: Callable[[str], None]) -> int:
 
 def _artifacts(workspace: Workspace) -> list[Path]:
     """What lies there of everything that slipway writes, manifests first; weights are left to the collection."""
-    paths = [workspace.path(name) for name in MANIFESTS.values()]
-    for stage in MANIFESTS:
+    paths = [workspace.path(name) for name in ALL_MANIFESTS.values()]
+    for stage in ALL_MANIFESTS:
         try:
             manifest = workspace.manifest(stage)
         except BadInput:

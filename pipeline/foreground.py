@@ -10,6 +10,7 @@ import numpy as np
 
 from model_repo.backends.interface import label_outputs
 from model_repo.emit.files import ENGINE, VERSION
+from model_repo.emit.images import ENGINE_SUFFIX, PREPROCESS_SUFFIX, served_outputs
 from model_repo.runtime.contract import Head
 from model_repo.runtime.engine_files import ENGINE_MANIFEST, EXAMPLE
 from model_repo.runtime.errors import BadInput
@@ -19,6 +20,19 @@ from .serve import POLL_SECONDS, Server, ServerFailed, free_or, interrupt_on_sig
 
 STANDARD_PORTS = (8000, 8001, 8002)
 DRAIN_SECONDS = 30
+
+AUDIO = """
+{model}, with tritonclient (the audio is one channel at {rate} Hz, between -1 and 1):
+
+import numpy as np
+import tritonclient.grpc as triton
+
+samples = np.zeros({rate}, np.float32)
+audio = triton.InferInput("audio", [len(samples)], "FP32")
+audio.set_data_from_numpy(samples)
+result = triton.InferenceServerClient("{grpc}").infer("{model}_unary", [audio])
+print(result.as_numpy("text_output")[0].decode())
+"""
 
 DECODER = """
 {model}, with curl:
@@ -74,6 +88,24 @@ result = triton.InferenceServerClient("{grpc}").infer("{model}", [
 TEXTS = {"text_input": ("The old man", "and the sea"), "text_pair": ("A ship left port", "He fished alone")}
 """Encoder's input -> the texts of its snippet."""
 
+IMAGES = """
+{model}, with curl:
+
+echo "{{\\"image\\": \\"data:image/jpeg;base64,$(base64 -w0 picture.jpg)\\"}}" |
+  curl -s {url}/v2/models/{model}/generate -d @-
+
+{model}, with tritonclient:
+
+import numpy as np
+import tritonclient.grpc as triton
+
+files = ["picture.jpg"]
+images = triton.InferInput("image", [len(files), 1], "BYTES")
+images.set_data_from_numpy(np.array([[open(file, "rb").read()] for file in files], dtype=object))
+result = triton.InferenceServerClient("{grpc}").infer("{model}", [images])
+{outputs}
+"""
+
 TENSORS = """
 {model}, with tritonclient:
 
@@ -94,7 +126,7 @@ result = triton.InferenceServerClient("{grpc}").infer("{model}", [
 
 
 def served_models(repository: Path) -> dict[str, str]:
-    """Models of an emitted repository that apps call -> 'decoder', 'encoder' or 'tensors'.
+    """Models of an emitted repository that apps call -> 'decoder', 'encoder', 'images' or 'tensors'.
 
     Raises BadInput without any.
     """
@@ -106,7 +138,12 @@ def served_models(repository: Path) -> dict[str, str]:
     # The engine of named tensors is itself what apps call; the others' engines stand behind an ensemble.
     for name in sorted(names):
         behind = any(name == f"{model}{suffix}" for model in names for suffix in kinds.values())
-        if not behind and _engine(repository, name).is_file():
+        if behind or not _engine(repository, name).is_file():
+            continue
+        ensemble = name.removesuffix(ENGINE_SUFFIX)
+        if ensemble != name and f"{ensemble}{PREPROCESS_SUFFIX}" in names:
+            models[ensemble] = "images"
+        else:
             models[name] = "tensors"
     if not models:
         raise BadInput(
@@ -126,8 +163,16 @@ def how_to_call(running: Server, models: dict[str, str], repository: Path) -> st
         if kind == "tensors":
             lines += _call_of_tensors(running, model, _engine(repository, model))
             continue
+        if kind == "images":
+            lines += _call_of_images(running, model, _engine(repository, f"{model}{ENGINE_SUFFIX}"))
+            continue
         if kind == "encoder":
             lines += _call_of_encoder(running, model, _engine(repository, f"{model}_encoder"))
+            continue
+        engine = Manifest.read(_engine(repository, f"{model}_generate")).engine
+        if engine is not None and engine.encoder is not None and engine.encoder.log_mel is not None:
+            rate = engine.encoder.log_mel.sampling_rate
+            lines += AUDIO.format(model=model, grpc=running.grpc, rate=rate)
             continue
         lines += DECODER.format(model=model, url=running.url, grpc=running.grpc)
     return lines
@@ -150,6 +195,15 @@ def _call_of_encoder(running: Server, model: str, manifest: Path) -> str:
         inputs="\n".join(f'    tensor("{name}", {list(TEXTS[name])}),' for name in inputs),
         outputs="\n".join(f'print(result.as_numpy("{name}"))' for name in outputs),
     )
+
+
+def _call_of_images(running: Server, model: str, manifest: Path) -> str:
+    """The snippet of a model of images."""
+    spec = Manifest.read(manifest).engine
+    if spec is None or spec.images is None:
+        return ""
+    outputs = "\n".join(f'print(result.as_numpy("{name}"))' for name in served_outputs(spec.images))
+    return IMAGES.format(model=model, url=running.url, grpc=running.grpc, outputs=outputs)
 
 
 def _call_of_tensors(running: Server, model: str, manifest: Path) -> str:

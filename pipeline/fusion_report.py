@@ -145,7 +145,7 @@ def _time_ratio(context: BuildContext, whole: _Engine, other: _Engine, rounds: i
 
     def seconds(engine: _Engine) -> float:
         begin = time.perf_counter()
-        run(engine.session, facts, inputs)
+        run(engine.session, facts, inputs, context.workspace.path(EXPORTED))
         return time.perf_counter() - begin
 
     for engine in (whole, other):

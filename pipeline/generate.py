@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import wave
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from model_repo.runtime.engine import Engine
 from model_repo.runtime.errors import BadInput
 from model_repo.runtime.output import Completion
 from model_repo.runtime.request import Request, SamplingParams
 
-Prompt = str | Sequence[int]
-"""A text, for the engine's tokenizer, or token ids."""
+Prompt = str | Sequence[int] | Path
+"""A text, for the engine's tokenizer, or token ids; a file of audio, for engines that hear."""
 
 
 def generate(
@@ -27,11 +31,13 @@ def generate(
     A seed gives each prompt what it gives it alone. `threads`: None for what was built in. `on_text` gets each
     piece of new text, of whichever prompt. Raises BadInput when the engine is missing or damaged, is no decoder, or
     cannot take a prompt.
+
+    Prompts of an encoder-decoder are its encoder's input; completions begin as the checkpoint says.
     """
     if not prompts:
-        raise BadInput("no prompt given; give --prompt TEXT or --prompt-ids 5,17,9")
+        raise BadInput("no prompt given; give --prompt TEXT, --prompt-ids 5,17,9 or --audio FILE")
     engine = Engine.load(folder, threads=threads)
-    requests = [Request(str(place), _ids(engine, prompt), sampling) for place, prompt in enumerate(prompts)]
+    requests = [_request(engine, str(place), prompt, sampling) for place, prompt in enumerate(prompts)]
     if on_text is None:
         return engine.generate(requests)
     return engine.generate(requests, lambda output: on_text(output.text))
@@ -60,7 +66,44 @@ def to_dict(completion: Completion) -> dict[str, Any]:
     return values if completion.error is None else {**values, "error": completion.error}
 
 
-def _ids(engine: Engine, prompt: Prompt) -> tuple[int, ...]:
+def _request(engine: Engine, request_id: str, prompt: Prompt, sampling: SamplingParams) -> Request:
+    encoder = engine.spec.encoder
+    if isinstance(prompt, Path):
+        if encoder is None or encoder.log_mel is None:
+            raise BadInput(f"engine {engine.spec.name!r} takes no audio; give --prompt TEXT or --prompt-ids")
+        features = encoder.log_mel(read_audio(prompt, encoder.log_mel.sampling_rate))
+        return Request(request_id, encoder.prompt_ids, sampling, encoder_input=features)
+    if encoder is None:
+        return Request(request_id, _ids(engine, prompt), sampling)
+    if encoder.log_mel is not None:
+        raise BadInput(f"engine {engine.spec.name!r} takes audio; give --audio FILE")
+    ids = np.array([_ids(engine, prompt)], encoder.input.dtype)
+    return Request(request_id, encoder.prompt_ids, sampling, encoder_input=ids)
+
+
+def read_audio(path: Path, sampling_rate: int) -> npt.NDArray[np.float32]:
+    """float32 [samples] of a .wav file (one channel, 16 bit) or a .npy file.
+
+    Raises BadInput when it is missing, something else, or a .wav file of another rate.
+    """
+    try:
+        if path.suffix == ".npy":
+            audio: npt.NDArray[np.float32] = np.load(path)
+            return audio
+        with wave.open(str(path), "rb") as file:
+            found = (file.getnchannels(), file.getsampwidth(), file.getframerate())
+            data = file.readframes(file.getnframes())
+    except (OSError, EOFError, ValueError, wave.Error) as error:
+        raise BadInput(f"{path} cannot be read as audio ({error}); give a .wav or .npy file") from error
+    if found != (1, 2, sampling_rate):
+        raise BadInput(
+            f"{path} has {found[0]} channels of {8 * found[1]} bits at {found[2]} Hz; one channel of 16 bits at "
+            f"{sampling_rate} Hz is needed"
+        )
+    return np.asarray(np.frombuffer(data, "<i2") / 32768, np.float32)
+
+
+def _ids(engine: Engine, prompt: str | Sequence[int]) -> tuple[int, ...]:
     if not isinstance(prompt, str):
         return tuple(prompt)
     if engine.tokenizer is None:

@@ -8,7 +8,6 @@ folder takes a copy of its weights along.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -21,6 +20,8 @@ import onnx
 import onnx_ir as ir
 
 from model_repo.runtime.errors import BadInput
+
+from .contents import RowTensor, raw_bytes, store, store_pieces
 
 EXTERNAL_BYTES = 1024
 WEIGHTS = "weights"
@@ -113,27 +114,20 @@ def _held(tensor: ir.ExternalTensor) -> ir.Tensor[Any]:
 
 def _store(tensor: Any, folder: Path) -> tuple[str, int]:
     """Makes sure that `folder` holds the tensor's bytes; gives their sha256 and the bytes newly written."""
-    known = _known_digest(tensor)
+    known = content_digest(tensor)
     if known is not None:
         target = folder / known
         if target.exists():
             return known, 0
         return known, _copy(Path(tensor.path), target)
-    data = _raw_bytes(tensor)
-    digest = hashlib.sha256(data).hexdigest()
-    target = folder / digest
-    if target.exists() and target.stat().st_size == len(data):
-        return digest, 0
-    temporary = folder / f".{digest}.{os.getpid()}"
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return digest, len(data)
+    if isinstance(tensor, RowTensor):
+        return store_pieces(tensor.pieces(), folder)
+    if tensor.dtype.bitwidth < 8:
+        return store(memoryview(tensor.tobytes()), folder)
+    return store(raw_bytes(tensor.numpy()), folder)
 
 
-def _known_digest(tensor: Any) -> str | None:
+def content_digest(tensor: Any) -> str | None:
     """The sha256 of a tensor that is one whole weight file already; None for any other tensor."""
     if not isinstance(tensor, ir.ExternalTensor) or tensor.offset:
         return None
@@ -141,14 +135,6 @@ def _known_digest(tensor: Any) -> str | None:
     if match is None or Path(tensor.path).stat().st_size != tensor.nbytes:
         return None
     return match.group(1)
-
-
-def _raw_bytes(tensor: Any) -> memoryview:
-    """The tensor's little-endian bytes without a copy where its memory allows that."""
-    if tensor.dtype.bitwidth < 8:
-        return memoryview(tensor.tobytes())
-    array = np.ascontiguousarray(tensor.numpy())
-    return array.reshape(-1).view(np.uint8).data
 
 
 def _copy(source: Path, target: Path) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from model_repo.runtime.errors import BadInput
 
 from .stages import StageRow
-from .workspace import MANIFESTS, Workspace
+from .workspace import ALL_MANIFESTS, Workspace
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -92,7 +92,7 @@ def inspect_folder(folder: Path) -> FolderReport:
     workspace = Workspace(folder)
     rows: list[StageRow] = []
     graphs: dict[str, GraphReport] = {}
-    for stage in MANIFESTS:
+    for stage in ALL_MANIFESTS:
         manifest = workspace.manifest(stage)
         if manifest is None:
             continue

@@ -15,3 +15,7 @@ SOURCE = "slipway.source"
 SAME_AS = "slipway.same_as"
 """Of a value: name of the tensor of the graph before fusion that has the same elements in the same order, so
 that a comparison of the two graphs finds it."""
+
+PACKED, TOKENS, ZEROS = "slipway.packed", "tokens", "zeros"
+"""Of a value with SAME_AS whose texts are not padded as those of that tensor [batch, length, ...] are: TOKENS, it has
+the tokens' rows alone [tokens, ...]; ZEROS, it has zeros at padding."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from .recipe import Section
+from .section import Section
 
 _NAMES = {("target", "name"): "--target", ("fuse", "disable"): "--disable-rule"}
 

@@ -7,160 +7,29 @@ with the field, the value and what is allowed. Nothing but the recipe changes wh
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import types
-import typing
-from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from model_repo.runtime.errors import BadInput
+
+from .section import Section, setting
 
 MAX_LENGTH_CAP = 4096
 """Tokens: without `export.max_length`, the most that is taken of a model's own limit; caches grow with it."""
 
-PRECISIONS = ("fp32",)
-KV_DTYPES = ("float32",)
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-weights", "fp8", "int4", "w4a8", "mixed")
+KV_DTYPES = ("float32", "int8")
+ALGORITHMS = ("rtn", "hqq", "gptq", "awq", "awq-gptq", "smoothquant", "adaround", "checkpoint")
+BLOCKS = (32, 64, 128)
 TARGETS = ("onnxruntime",)
+CALIBRATION_METHODS = ("minmax", "average", "percentile", "entropy", "mse")
 
 MODEL = (
     "demo, minilm, a folder in Hugging Face format, a hub id (org/name[@revision]), package.module:function, "
     "or a .pt2 or .onnx file"
 )
 """What a model may be called; `pipeline.sources` opens them."""
-
-T = TypeVar("T", bound="Section")
-
-
-def setting(
-    default: Any,
-    help_text: str,
-    *,
-    choices: tuple[str, ...] | None = None,
-    minimum: float | None = None,
-    maximum: float | None = None,
-) -> Any:
-    """A recipe field with its help text and what is allowed; the command line reads both from here."""
-    metadata = {"help": help_text, "choices": choices, "minimum": minimum, "maximum": maximum}
-    if default is MISSING:
-        return dataclasses.field(metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-class Section:
-    """Base of the recipe's dataclasses: checked at construction, convertible to and from plain values."""
-
-    def __post_init__(self) -> None:
-        for spec in dataclasses.fields(typing.cast(Any, self)):
-            _check(type(self), spec, getattr(self, spec.name))
-
-    @property
-    def sha256(self) -> str:
-        """Hash of this section's values, in hex."""
-        from model_repo.runtime.manifest import sha256_of_json  # imports numpy, which --help must not
-
-        return sha256_of_json(self.to_dict())
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain YAML and JSON values; `from_dict` reads them back."""
-        return {
-            spec.name: _plain(getattr(self, spec.name)) for spec in dataclasses.fields(typing.cast(Any, self))
-        }
-
-    @classmethod
-    def from_dict(cls: type[T], data: Any, where: str = "") -> T:
-        """The inverse of `to_dict`; absent fields take their defaults.
-
-        `where` is the dotted place of this section, for messages. Raises BadInput for unknown keys (with the
-        nearest known one), for missing required ones and for values that are not allowed.
-        """
-        if data is None:
-            data = {}
-        if not isinstance(data, Mapping):
-            raise BadInput(
-                f"recipe section {where or 'recipe'} is {data!r}; it must hold `name: value` lines"
-            )
-        hints = field_types(cls)
-        for key in data:
-            if key not in hints:
-                raise BadInput(
-                    f"unknown key {_dotted(where, str(key))!r} in the recipe"
-                    f"{_suggestion(str(key), list(hints))}; known there: {', '.join(hints)}"
-                )
-        values: dict[str, Any] = {}
-        for spec in dataclasses.fields(typing.cast(Any, cls)):
-            kind = hints[spec.name]
-            if isinstance(kind, type) and issubclass(kind, Section):
-                values[spec.name] = kind.from_dict(data.get(spec.name), _dotted(where, spec.name))
-            elif spec.name in data:
-                value = data[spec.name]
-                values[spec.name] = tuple(value) if isinstance(value, list) else value
-            elif spec.default is MISSING and spec.default_factory is MISSING:
-                raise BadInput(f"the recipe says no {_dotted(where, spec.name)!r}; {spec.metadata['help']}")
-        return cls(**values)
-
-
-def field_types(section: type[Section]) -> dict[str, Any]:
-    """The declared type of each field of a section, resolved."""
-    return typing.get_type_hints(section)
-
-
-def _dotted(where: str, name: str) -> str:
-    return f"{where}.{name}" if where else name
-
-
-def _suggestion(given: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Section):
-        return value.to_dict()
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return value
-
-
-def _check(section: type[Section], spec: dataclasses.Field[Any], value: Any) -> None:
-    """Raises BadInput unless `value` has the field's type and lies within what the field allows."""
-    kind = field_types(section)[spec.name]
-    name = f"{section.__name__.removesuffix('Recipe').lower()}.{spec.name}"
-    optional = isinstance(kind, types.UnionType) and type(None) in typing.get_args(kind)
-    if optional:
-        if value is None:
-            return
-        (kind,) = (part for part in typing.get_args(kind) if part is not type(None))
-    if not _has_type(kind, value):
-        raise BadInput(
-            f"{name} is {value!r}; it must be {_type_in_words(kind)}{' or empty' if optional else ''}"
-        )
-    choices = spec.metadata.get("choices")
-    if choices is not None and value not in choices:
-        raise BadInput(f"{name} is {value!r}; available in this version: {', '.join(choices)}")
-    minimum, maximum = spec.metadata.get("minimum"), spec.metadata.get("maximum")
-    # Negated comparisons, so that a NaN is refused too.
-    if minimum is not None and not value >= minimum:
-        raise BadInput(f"{name} is {value!r}; it must be at least {minimum:g}")
-    if maximum is not None and not value <= maximum:
-        raise BadInput(f"{name} is {value!r}; it must be at most {maximum:g}")
-
-
-def _has_type(kind: Any, value: Any) -> bool:
-    if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if typing.get_origin(kind) is tuple:
-        return isinstance(value, tuple) and all(isinstance(item, str) for item in value)
-    return isinstance(value, kind)
-
-
-def _type_in_words(kind: Any) -> str:
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    return words.get(kind, "a list of names")
 
 
 @dataclass(frozen=True)
@@ -213,11 +82,46 @@ class FuseRecipe(Section):
 
 
 @dataclass(frozen=True)
+class CalibrateRecipe(Section):
+    """What ranges activations are taken to have, and from which data."""
+
+    method: str = setting("mse", "how ranges are chosen", choices=CALIBRATION_METHODS)
+    data: str | None = setting(
+        None,
+        "calibration data: .jsonl, .txt, .npz or a folder of images; default: the demo's calibration text",
+    )
+    samples: int | None = setting(None, "samples taken; default: what there is, up to 512", minimum=1)
+    percentile: float = setting(
+        99.99, "percent of the magnitudes that the method 'percentile' covers", minimum=50, maximum=100
+    )
+
+
+@dataclass(frozen=True)
 class QuantizeRecipe(Section):
     """The numbers that the engine computes and stores in."""
 
     precision: str = setting("fp32", "arithmetic and weights of the engine", choices=PRECISIONS)
     kv_dtype: str = setting("float32", "element type of the key and value pools", choices=KV_DTYPES)
+    algorithm: str = setting("rtn", "how weights are rounded", choices=ALGORITHMS)
+    block: int = setting(32, "inputs of a weight that share a scale, where scales go by blocks: 32, 64, 128")
+    layers: str | None = setting(
+        None, "precision mixed: a JSON file with the precision of each weight by its name"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.block not in BLOCKS:
+            raise BadInput(f"quantize.block is {self.block}; available: {', '.join(map(str, BLOCKS))}")
+        if (self.precision == "mixed") != (self.layers is not None):
+            raise BadInput(
+                f"quantize.precision is {self.precision!r} and quantize.layers {self.layers!r}; precision mixed "
+                "needs a file of precisions by weight, and no other precision takes one"
+            )
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether anything is stored in fewer bits than the exported model has."""
+        return self.precision != "fp32" or self.kv_dtype != "float32"
 
 
 @dataclass(frozen=True)
@@ -253,6 +157,55 @@ class TargetRecipe(Section):
 
 
 @dataclass(frozen=True)
+class AcceptRecipe(Section):
+    """What an engine's accuracy on held-out data must be, beside float32; beyond it the build ends with exit code 3."""
+
+    max_perplexity_increase: str | None = setting(None, "such as 1%: decoders")
+    max_kl: float | None = setting(None, "nats: decoders and labels", minimum=0)
+    min_top1: float | None = setting(
+        None, "share of positions or rows with the same likeliest choice", minimum=0, maximum=1
+    )
+    min_cosine: float | None = setting(None, "mean cosine: embeddings, named tensors", minimum=-1, maximum=1)
+    min_retrieval: float | None = setting(
+        None, "share of sentences with the same nearest one: embeddings", minimum=0, maximum=1
+    )
+    data: str | None = setting(
+        None, "held-out .txt, or .npz for named tensors; default: the demo's held-out text"
+    )
+    tokens: int = setting(60_000, "tokens of held-out text scored at most", minimum=100)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.limits  # noqa: B018  # refuses what is no share
+
+    @property
+    def limits(self) -> tuple[tuple[str, str, float, str], ...]:
+        """Field, figure of the report, bound, and 'at most' or 'at least', for each rule that is set."""
+        increase = self.max_perplexity_increase
+        rules = (
+            ("max_perplexity_increase", "perplexity_increase", _share(increase), "at most"),
+            ("max_kl", "kl", self.max_kl, "at most"),
+            ("min_top1", "top1", self.min_top1, "at least"),
+            ("min_cosine", "mean_cosine", self.min_cosine, "at least"),
+            ("min_retrieval", "retrieval", self.min_retrieval, "at least"),
+        )
+        return tuple((name, figure, bound, way) for name, figure, bound, way in rules if bound is not None)
+
+
+def _share(text: str | None) -> float | None:
+    """1% or 0.01 as a number. Raises BadInput for what is neither."""
+    if text is None:
+        return None
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise BadInput(f"accept.max_perplexity_increase is {text!r}; it must be a share such as 1% or 0.01")
+    return value
+
+
+@dataclass(frozen=True)
 class ServeRecipe(Section):
     """How the emitted repository serves."""
 
@@ -261,6 +214,11 @@ class ServeRecipe(Section):
     request_timeout_seconds: float = setting(
         600.0, "deadline of a request that sets none, queueing included", minimum=0.001
     )
+    capture_folder: str | None = setting(
+        None,
+        "folder where the server writes requests' tokens, <model>.jsonl, for calibration; default: none are kept",
+    )
+    capture_bytes: int = setting(64 * 2**20, "size that each of those files grows to at most", minimum=1024)
 
 
 @dataclass(frozen=True)
@@ -280,8 +238,12 @@ class ParityRecipe(Section):
 
     export: Tolerance = field(default_factory=Tolerance)  # exported graph against the torch module
     fuse: Tolerance = field(default_factory=Tolerance)  # fused against exported graph
+    # quantized against fused graph: only what is broken falls below; `accuracy` judges the loss
+    quantize: Tolerance = field(default_factory=lambda: Tolerance(0.8, 0.5, 0.5))
     lower: Tolerance = field(default_factory=Tolerance)  # lowered against fused graph
     compile: Tolerance = field(default_factory=Tolerance)  # engine against lowered graph
+    # lower and compile of a quantized graph: an activation beside the border of two codes may go to either
+    codes: Tolerance = field(default_factory=lambda: Tolerance(0.995, 0.9, 0.1))
 
 
 @dataclass(frozen=True)
@@ -291,8 +253,10 @@ class Recipe(Section):
     source: SourceRecipe
     export: ExportRecipe = field(default_factory=ExportRecipe)
     fuse: FuseRecipe = field(default_factory=FuseRecipe)
+    calibrate: CalibrateRecipe = field(default_factory=CalibrateRecipe)
     quantize: QuantizeRecipe = field(default_factory=QuantizeRecipe)
     target: TargetRecipe = field(default_factory=TargetRecipe)
+    accept: AcceptRecipe = field(default_factory=AcceptRecipe)
     serve: ServeRecipe = field(default_factory=ServeRecipe)
     parity: ParityRecipe = field(default_factory=ParityRecipe)
 

@@ -44,7 +44,7 @@ class Artifact:
         """The file, or the build's graph of a stage. Raises BadInput when there is none."""
         if self.context is None or self.path.is_file():
             return self.path
-        names = graphs(self.context.recipe.target.name)
+        names = graphs(self.context.recipe)
         name = stage or LAST
         if name not in names:
             raise BadInput(f"there is no graph of a stage {name!r}; stages with graphs: {', '.join(names)}")
@@ -106,7 +106,7 @@ def artifact(path: Path) -> Artifact:
             )
         return Artifact(str(path), path, None)
     context = BuildContext(Recipe.load(folder / RECIPE), Workspace(folder), exports=False)
-    known = path.is_dir() or path.name in graphs(context.recipe.target.name).values()
+    known = path.is_dir() or path.name in graphs(context.recipe).values()
     return Artifact(str(path), path, context if known else None)
 
 
@@ -143,6 +143,11 @@ def feeds_of(context: BuildContext | None, model: ir.Model, inputs: Path | None)
     parity inputs of the build, or, without either, invented ones. Raises BadInput when they do not fit."""
     if inputs is None and context is not None:
         facts, known = context.facts, context.parity_inputs()
+        if facts.encoder is not None:
+            raise BadInput(
+                f"{facts.name} is an encoder-decoder, and the inputs of its build are for both graphs together; give "
+                "--inputs FILE.npz for one of them"
+            )
         return lambda: graph_feeds(facts.kind, facts.kv, known)
     feeds = invented_feeds(model) if inputs is None else _given(inputs, model)
     return lambda: [{name: np.array(array) for name, array in feeds.items()}]
@@ -162,7 +167,7 @@ def _pairs(first: Artifact, second: Artifact, stages: Sequence[str]) -> list[tup
     assert second.context is not None
     common = [
         stage
-        for stage in graphs(first.context.recipe.target.name)
+        for stage in graphs(first.context.recipe)
         if all(context.workspace.manifest(stage) for context in (first.context, second.context))
     ]
     if not common:
@@ -222,7 +227,7 @@ def _loaded(owner: Artifact, path: Path) -> ir.Model:
     """The graph, ready to be compared; an engine's with the notes of the graph that it was compiled from."""
     model = comparable_graph(path)
     if owner.context is not None and path.name == ENGINE:
-        names = graphs(owner.context.recipe.target.name)
+        names = graphs(owner.context.recipe)
         borrow_notes(model, load_graph(owner.context.workspace.path(names["lower"])))
     return model
 

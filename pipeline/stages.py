@@ -35,6 +35,9 @@ class Progress(Protocol):
     def started(self, stage: str) -> None:
         """A stage begins to run."""
 
+    def advanced(self, done: int, total: int) -> None:
+        """The stage that runs has done so many of its pieces of work."""
+
     def finished(self, row: StageRow) -> None:
         """A stage ended, or was found unchanged."""
 
@@ -46,6 +49,8 @@ class Silent:
     """Progress that nobody watches."""
 
     def started(self, stage: str) -> None: ...
+
+    def advanced(self, done: int, total: int) -> None: ...
 
     def finished(self, row: StageRow) -> None: ...
 

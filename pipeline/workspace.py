@@ -30,10 +30,19 @@ MANIFESTS = {
     "compile": "engine.json",
     "emit": "emit.json",
 }
-"""Manifest file of each stage, in the order in which the stages run."""
+"""Manifest file of each stage that every build has, in the order in which the stages run."""
+
+EXTRA_MANIFESTS = {"calibrate": "calibrate.json", "evaluate": "evaluate.json", "quantize": "quantize.json"}
+"""Manifest files of stages that only some recipes need."""
+
+ALL_MANIFESTS = {**MANIFESTS, **EXTRA_MANIFESTS}
 
 EXPORTED = "export.onnx"
 FUSED = "fuse.onnx"
+SCALES = "scales.json"
+ACCURACY = "accuracy.json"
+ACCURACY_PICTURE = "accuracy.svg"
+QUANTIZED = "quantize.onnx"
 ENGINE = "engine.onnx"
 REPOSITORY = "repository"
 
@@ -73,7 +82,7 @@ class Workspace:
 
     def manifest(self, stage: str) -> Manifest | None:
         """The stage's manifest; None without an artifact. Raises BadInput when it is unreadable."""
-        path = self.path(MANIFESTS[stage])
+        path = self.path(ALL_MANIFESTS[stage])
         return Manifest.read(path) if path.exists() else None
 
     def publish(self, files: Mapping[str, Path], manifest: Manifest) -> None:
@@ -81,7 +90,7 @@ class Workspace:
 
         What the stage made before and no longer makes is removed: a chat template that the model lost.
         """
-        manifest_path = self.path(MANIFESTS[manifest.stage])
+        manifest_path = self.path(ALL_MANIFESTS[manifest.stage])
         try:
             old = self.manifest(manifest.stage)
         except BadInput:
@@ -93,6 +102,17 @@ class Workspace:
             if "/" not in record.path and record.path not in files:
                 self.path(record.path).unlink(missing_ok=True)
         manifest.write(manifest_path)
+
+    def withdraw(self, stage: str) -> None:
+        """Removes what a stage made that the recipe no longer has, its manifest first; weights are collected later."""
+        try:
+            manifest = self.manifest(stage)
+        except BadInput:
+            manifest = None
+        self.path(ALL_MANIFESTS[stage]).unlink(missing_ok=True)
+        for record in manifest.outputs if manifest is not None else ():
+            if "/" not in record.path:
+                self.path(record.path).unlink(missing_ok=True)
 
     def sweep(self) -> None:
         """Removes what builds that were killed left here: staged files, and temporaries of single writes."""
@@ -118,7 +138,7 @@ class Workspace:
         if not weights.is_dir():
             return 0
         listed: set[str] = set()
-        for stage in MANIFESTS:
+        for stage in ALL_MANIFESTS:
             try:
                 manifest = self.manifest(stage)
             except BadInput:

@@ -8,8 +8,13 @@ as onnx's and onnxscript's own objects.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
+
+from .operator_schema import TYPE_CONSTRAINTS, Attribute, Parameter
+from .operator_schema import OperatorSchema as OperatorSchema
+from .quantized_operators import FAKE_QUANTIZE_TOKENS as FAKE_QUANTIZE_TOKENS
+from .quantized_operators import QUANTIZED_GATHER as QUANTIZED_GATHER
+from .quantized_operators import QUANTIZED_MATMUL as QUANTIZED_MATMUL
 
 if TYPE_CHECKING:
     import onnx
@@ -17,55 +22,6 @@ if TYPE_CHECKING:
 
 DOMAIN = "slipway"
 VERSION = 1
-
-TYPE_CONSTRAINTS: Mapping[str, tuple[str, ...]] = {
-    "T": ("tensor(float)", "tensor(float16)", "tensor(bfloat16)"),
-    "TCache": ("tensor(float)", "tensor(float16)", "tensor(bfloat16)"),
-    "Scale": ("tensor(float)",),
-    "Int": ("tensor(int32)",),
-    "Bool": ("tensor(bool)",),
-}
-"""Type variables of the operators: each stands for one of these tensor types."""
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """An input or output: its type variable (`TYPE_CONSTRAINTS`), its shape in words, and what it means."""
-
-    name: str
-    type: str
-    shape: str
-    meaning: str
-    optional: bool = False
-
-
-@dataclass(frozen=True)
-class Attribute:
-    """An attribute with its default; None means that it must be given."""
-
-    name: str
-    kind: Literal["int", "float"]
-    default: int | float | None
-    meaning: str
-
-
-@dataclass(frozen=True)
-class OperatorSchema:
-    """One operator. The order of inputs and outputs is that of an ONNX node."""
-
-    name: str
-    meaning: str
-    inputs: tuple[Parameter, ...]
-    outputs: tuple[Parameter, ...]
-    attributes: tuple[Attribute, ...]
-
-    def input_index(self, name: str) -> int:
-        """Place of the input `name` in a node. Raises KeyError when there is none."""
-        for index, parameter in enumerate(self.inputs):
-            if parameter.name == name:
-                return index
-        raise KeyError(f"{self.name} has no input {name!r}; it has {[p.name for p in self.inputs]}")
-
 
 PAGED_ATTENTION = OperatorSchema(
     name="PagedAttention",
@@ -103,8 +59,8 @@ PAGED_ATTENTION = OperatorSchema(
         Parameter("head_sink", "T", "[num_heads]", "one more logit in each head's softmax", optional=True),
         Parameter("q_norm_weight", "T", "[head_dim]", "reserved", optional=True),
         Parameter("k_norm_weight", "T", "[head_dim]", "reserved", optional=True),
-        Parameter("k_scale", "Scale", "", "reserved for quantized pools", optional=True),
-        Parameter("v_scale", "Scale", "", "reserved for quantized pools", optional=True),
+        Parameter("k_scale", "Scale", "[kv_num_heads]", "int8 pools: key = code * scale", optional=True),
+        Parameter("v_scale", "Scale", "[kv_num_heads]", "int8 pools: value = code * scale", optional=True),
         Parameter("attention_metadata", "Int", "", "work list of the step; ignored", optional=True),
         Parameter("position_ids", "Int", "[tokens]", "row of cos_cache and sin_cache", optional=True),
         Parameter(
@@ -216,6 +172,112 @@ SWIGLU = OperatorSchema(
     attributes=(),
 )
 
+PACKED_ATTENTION = OperatorSchema(
+    name="PackedAttention",
+    meaning="Attention within each of several texts, whose tokens lie one after the other: "
+    "softmax(scale * query @ key^T + bias) @ value, over the keys of the window.",
+    inputs=(
+        Parameter(
+            "query",
+            "T",
+            "[tokens, num_heads * head_dim]",
+            "or packed query, key and value [tokens, (num_heads + 2 * kv_num_heads) * head_dim], with key "
+            "and value absent",
+        ),
+        Parameter("key", "T", "[tokens, kv_num_heads * head_dim]", "keys", optional=True),
+        Parameter("value", "T", "[tokens, kv_num_heads * value_dim]", "values", optional=True),
+        Parameter(
+            "cu_seqlens",
+            "Int",
+            "[batch + 1]",
+            "start of each text in `tokens`; first 0; the output of rows from the last element on is zero",
+        ),
+        Parameter(
+            "bias",
+            "Scale",
+            "[1 or num_heads, length, length]",
+            "added to the score of a query and a key by their positions in the text; length is at least that of the "
+            "longest text",
+            optional=True,
+        ),
+        Parameter("cos_cache", "T", "[positions, rotary_dim / 2]", "turns query and key", optional=True),
+        Parameter("sin_cache", "T", "[positions, rotary_dim / 2]", "with cos_cache", optional=True),
+        Parameter("position_ids", "Int", "[tokens]", "row of cos_cache and sin_cache", optional=True),
+    ),
+    outputs=(Parameter("output", "T", "[tokens, num_heads * value_dim]", "the attention's result"),),
+    attributes=(
+        Attribute("num_heads", "int", None, "query heads"),
+        Attribute("kv_num_heads", "int", None, "key and value heads; divides num_heads"),
+        Attribute("scale", "float", 0.0, "factor of the scores; 0 means 1 / sqrt(head_dim)"),
+        Attribute("left_window", "int", -1, "keys before its own that a query sees; -1 means all"),
+        Attribute("right_window", "int", -1, "keys behind its own that a query sees; -1 means all"),
+        Attribute("rotary_interleaved", "int", 0, "1: pairs (0, 1), (2, 3), ...; 0: first with second half"),
+    ),
+)
+
+PACKED_LAYOUT = OperatorSchema(
+    name="PackedLayout",
+    meaning="Where the tokens of padded texts lie once padding is left out. There are at least two rows; those of no "
+    "text, behind all others, are the first place.",
+    inputs=(Parameter("attention_mask", "Mask", "[batch, length]", "ones for a text's tokens, then zeros"),),
+    outputs=(
+        Parameter("rows", "Int", "[tokens]", "places of the tokens in batch * length", optional=True),
+        Parameter("position_ids", "Int", "[tokens]", "position of each token in its text", optional=True),
+        Parameter("cu_seqlens", "Int", "[batch + 1]", "start of each text in `tokens`", optional=True),
+    ),
+    attributes=(),
+)
+
+PACKED_POOL = OperatorSchema(
+    name="PackedPool",
+    meaning="The rows of each text as one row; zeros for a text without any.",
+    inputs=(
+        Parameter("rows", "T", "[tokens, width]", "the texts, one after the other"),
+        Parameter("cu_seqlens", "Int", "[batch + 1]", "start of each text in `tokens`"),
+    ),
+    outputs=(Parameter("pooled", "T", "[batch, width]", "one row a text"),),
+    attributes=(
+        Attribute(
+            "kind", "int", None, "0: sum, 1: maximum of each element, 2: the first row, 3: the last one"
+        ),
+    ),
+)
+
+UNPACKED_ROWS = OperatorSchema(
+    name="UnpackedRows",
+    meaning="Packed texts as a padded batch again, with zeros for padding.",
+    inputs=(
+        Parameter("rows", "T", "[tokens, ...]", "the texts, one after the other"),
+        Parameter("cu_seqlens", "Int", "[batch + 1]", "start of each text in `tokens`"),
+        Parameter("attention_mask", "Mask", "[batch, length]", "its shape says how long padded texts are"),
+    ),
+    outputs=(Parameter("padded", "T", "[batch, length, ...]", "the padded batch"),),
+    attributes=(),
+)
+
+EMBED_LAYER_NORMALIZATION = OperatorSchema(
+    name="EmbedLayerNormalization",
+    meaning="sum = table[ids] + second_table[second_ids] + third_table[third_ids]; output = (sum - mean) / "
+    "sqrt(variance + epsilon) * weight + bias, over the last axis. Negative ids count from a table's end.",
+    inputs=(
+        Parameter("ids", "Index", "[...]", "rows of table"),
+        Parameter("table", "T", "[entries, hidden]", "an embedding table"),
+        Parameter(
+            "second_ids", "Index", "last axes of ids", "rows of second_table, repeated along the others"
+        ),
+        Parameter("second_table", "T", "[entries, hidden]", "an embedding table"),
+        Parameter("weight", "T", "[hidden]", "factor of each element"),
+        Parameter("bias", "T", "[hidden]", "added to the result", optional=True),
+        Parameter("third_ids", "Index", "last axes of ids", "rows of third_table", optional=True),
+        Parameter("third_table", "T", "[entries, hidden]", "an embedding table", optional=True),
+    ),
+    outputs=(
+        Parameter("output", "T", "[..., hidden]", "the normalized sum"),
+        Parameter("embedding_sum", "T", "[..., hidden]", "the sum", optional=True),
+    ),
+    attributes=(Attribute("epsilon", "float", 1e-5, "added to the variance"),),
+)
+
 EXPERT_LINEAR = OperatorSchema(
     name="ExpertLinear",
     meaning="Row r of the output is row r of the input times the matrix of expert expert_ids[r] (mixture of experts).",
@@ -238,6 +300,14 @@ OPERATORS: Mapping[str, OperatorSchema] = {
         BIAS_GELU,
         GEGLU,
         EXPERT_LINEAR,
+        PACKED_ATTENTION,
+        PACKED_LAYOUT,
+        PACKED_POOL,
+        UNPACKED_ROWS,
+        EMBED_LAYER_NORMALIZATION,
+        QUANTIZED_MATMUL,
+        QUANTIZED_GATHER,
+        FAKE_QUANTIZE_TOKENS,
     )
 }
 

@@ -29,7 +29,7 @@ ALLOWED = {
 }
 """What each part may import of the project. Demo, bench and tests may import everything; nothing imports them."""
 
-RUNTIME_PACKAGES = {"numpy", "onnxruntime", "tokenizers", "jinja2"}
+RUNTIME_PACKAGES = {"numpy", "onnxruntime", "tokenizers", "jinja2", "PIL"}
 
 
 class Import(NamedTuple):
@@ -79,7 +79,7 @@ def test_arrows_go_one_way(part: str) -> None:
 
 
 def test_the_runtime_carries_nothing_that_the_server_lacks() -> None:
-    """It is copied into repositories under another name: relative imports, and four packages."""
+    """It is copied into repositories under another name: relative imports, and five packages."""
     allowed = set(sys.stdlib_module_names) | RUNTIME_PACKAGES | {"__future__"}
     wrong = [
         str(entry)

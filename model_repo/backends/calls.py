@@ -59,14 +59,16 @@ class Call:
     timeout_seconds: float | None
 
 
-def parse(arrays: Arrays, parameters: Mapping[str, Any], default_max_tokens: int) -> Call:
+def parse(
+    arrays: Arrays, parameters: Mapping[str, Any], default_max_tokens: int, needs_text: bool = True
+) -> Call:
     """Reads a request. `arrays` by tensor name; `parameters` are Triton's request parameters.
 
-    Raises BadInput naming what cannot be used.
+    `needs_text` off: there may be neither text nor messages. Raises BadInput naming what cannot be used.
     """
     text = _text(arrays, "text_input")
     messages = _messages(_text(arrays, "messages"))
-    if (text is None) == (messages is None):
+    if (text is None) == (messages is None) and (needs_text or text is not None):
         raise BadInput("send text_input or messages, one of them")
     if text == "":
         raise BadInput("text_input is empty; a prompt needs at least one character")

@@ -30,10 +30,12 @@ class TritonPythonModel:
         """Loads and warms the engine. Raises BadInput when folder or environment are not as emitted."""
         folder = startup.version_folder(args)
         startup.check(folder)
-        model = startup.parameter(json.loads(args["model_config"]), "ensemble")
+        config = json.loads(args["model_config"])
+        model = startup.parameter(config, "ensemble")
         to_standard_error(model)
         self.engine = EncoderEngine.load(folder / "engine")
         self.engine.warm_up()
+        self.capture = startup.capture(config, model)
         labels = {"model": model, "version": args["model_version"]}
         self.counters = Counters(COUNTERS, labels, before=self.engine.metrics.counters())
         self.histograms = Histograms(HISTOGRAMS, labels)
@@ -49,6 +51,9 @@ class TritonPythonModel:
             if len(requests) == 1:
                 return [error_response(error)]
             return [answer for request in requests for answer in self.execute([request])]
+        if self.capture is not None:
+            for ids in (ids for rows in texts for ids in rows):
+                self.capture.write(ids)
         self.counters.publish(self.engine.metrics.counters())
         self.histograms.publish(self.engine.metrics.take_observations())
         return [response({self.engine.spec.head.output: answer}) for answer in answers]

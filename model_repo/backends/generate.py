@@ -81,6 +81,7 @@ class TritonPythonModel:
         labels = {"model": startup.parameter(config, "ensemble"), "version": args["model_version"]}
         self.engine = Engine.load(folder / "engine", max_queue=int(startup.parameter(config, "max_queue")))
         self.engine.warm_up()
+        self.capture = startup.capture(config, labels["model"])
         to_standard_error(labels["model"])
         self.gauges = Gauges(GAUGES, labels)
         self.counters = Counters(COUNTERS, labels, before=self.engine.stats())
@@ -111,6 +112,8 @@ class TritonPythonModel:
         self.outbox.close()
         self.stopping.set()
         self.watch.join()
+        if self.capture is not None:
+            self.capture.close()
 
     def _submit(self, request: Any, sender: Any) -> None:
         inputs = arrays(request)
@@ -123,6 +126,7 @@ class TritonPythonModel:
             prompt_ids=tuple(inputs["input_ids"].reshape(-1).tolist()),
             sampling=SamplingParams.from_json(call["sampling"]),
             timeout_seconds=call["timeout_seconds"],
+            encoder_input=None if self.engine.spec.encoder is None else inputs["encoder_input"][None],
         )
         self.request_ids[number] = client.request_id
         self.in_flight.add(1)
@@ -132,6 +136,8 @@ class TritonPythonModel:
             self.outbox.abandoned()
             self._forget(number)
             raise
+        if self.capture is not None:
+            self.capture.write(loop_request.prompt_ids)
 
     def _send(self, client: Client, pending: Pending) -> None:
         """On the outbox's thread."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-Kind = Literal["STRING", "BOOL", "UINT8", "INT32", "UINT32", "UINT64", "FP32", "FP64"]
+Kind = Literal["STRING", "BOOL", "UINT8", "INT32", "INT64", "UINT32", "UINT64", "FP32", "FP64"]
 
 
 FILES = "files.json"
@@ -68,6 +68,15 @@ PREPROCESSED: tuple[Field, ...] = (
 )
 """What preprocessing hands on."""
 
+AUDIO = Field("audio", "FP32", (-1,), "the sound, one channel at the model's rate, between -1 and 1")
+"""What apps send to models that hear; text_input may then be what the completion begins with."""
+
+
+def encoder_input(data_type: Literal["INT64", "FP32"], dims: tuple[int, ...]) -> Field:
+    """What preprocessing hands on to an encoder-decoder, beside `PREPROCESSED`: the tokens of the text, or features."""
+    return Field("encoder_input", data_type, dims, "the encoder's input")
+
+
 GENERATED: tuple[Field, ...] = (Field("piece", "UINT8", (-1,), "one response packed by `wire.pack`"),)
 """What the engine loop sends per response: one plain tensor, because each one costs time at every token."""
 
@@ -116,3 +125,30 @@ def label_outputs(num_labels: int, per_token: bool) -> tuple[Field, ...]:
     if per_token:
         return (ENTITIES,)
     return (SCORE,) if num_labels == 1 else (LABEL, SCORE, scores(num_labels))
+
+
+IMAGE = Field("image", "STRING", (1,), "an encoded image (JPEG, PNG, ...), or a data URL with one")
+TOP_K = Field("top_k", "INT32", (1,), "classifiers: so many of the best labels; 1 by default")
+THRESHOLD = Field("threshold", "FP32", (1,), "detectors: objects with a higher score; 0.5 by default")
+"""Optional; one value for all images of a request."""
+
+PIXEL_MASK = "pixel_mask"
+"""The engine's name for the input that says which pixels are the image's."""
+IMAGE_SIZE = Field(
+    "image_size", "INT32", (2,), "height and width of the image within pixel_values; without it, all is image"
+)
+ORIGINAL_SIZE = Field("original_size", "INT32", (2,), "height and width of the image as it was sent")
+
+LABELS = Field("label", "STRING", (-1,), "the top_k labels with the highest scores, the best first")
+LABEL_SCORES = Field("score", "FP32", (-1,), "their scores")
+RANKED = (LABELS.name, LABEL_SCORES.name, "scores")
+"""What apps get from a classifier; `scores` as above."""
+DETECTED: tuple[Field, ...] = (
+    Field("num_objects", "INT32", (1,), "objects found in the image; the rows behind them fill up"),
+    Field(
+        "boxes", "FP32", (-1, 4), "left, top, right, bottom in pixels of the image as it was sent; else NaN"
+    ),
+    Field("scores", "FP32", (-1,), "the objects' scores; else NaN"),
+    Field("labels", "STRING", (-1,), "the objects' labels; else empty"),
+)
+"""What apps get from a detector."""

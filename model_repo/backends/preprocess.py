@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
+from ..runtime.contract import EncoderSpec
 from ..runtime.errors import BadInput
 from ..runtime.tokenizer import Tokenizer
 from . import startup
 from .calls import Call, parse
+from .interface import AUDIO
 from .tensors import arrays, error_response, response, strings
 from .text import tokenized
 
@@ -28,6 +30,8 @@ class TritonPythonModel:
         self.max_length = int(startup.parameter(config, "max_length"))
         self.default_max_tokens = int(startup.parameter(config, "default_max_tokens"))
         self.default_timeout = float(startup.parameter(config, "request_timeout_seconds"))
+        encoder = startup.optional_parameter(config, "encoder")
+        self.encoder = None if encoder is None else EncoderSpec.from_dict(json.loads(encoder))
         tokenized(self.tokenizer, "warm up", self.max_length)
 
     def execute(self, requests: list[Any]) -> list[Any]:
@@ -37,6 +41,8 @@ class TritonPythonModel:
     def _answer(self, request: Any) -> Any:
         try:
             parameters = json.loads(request.parameters() or "{}")
+            if self.encoder is not None:
+                return self._for_encoder(request, self.encoder)
             call = parse(arrays(request), parameters, self.default_max_tokens)
             if call.messages is None:
                 input_ids = tokenized(self.tokenizer, call.text or "", self.max_length)
@@ -51,6 +57,31 @@ class TritonPythonModel:
             )
         except BadInput as error:
             return error_response(error)
+
+    def _for_encoder(self, request: Any, encoder: EncoderSpec) -> Any:
+        """The request's text or sound for the encoder, and what the completion begins with. Raises BadInput."""
+        inputs, hears = arrays(request), encoder.log_mel is not None
+        parameters = json.loads(request.parameters() or "{}")
+        call = parse(inputs, parameters, self.default_max_tokens, needs_text=not hears)
+        if call.messages is not None:
+            raise BadInput("messages are for chat models; this is an encoder-decoder: send text_input")
+        prompt = list(encoder.prompt_ids)
+        if encoder.log_mel is None:
+            text = tokenized(self.tokenizer, call.text or "", encoder.max_positions)
+            source = np.array(text, encoder.input.dtype)
+        else:
+            if AUDIO.name not in inputs:
+                raise BadInput(f"send {AUDIO.name}: {AUDIO.meaning} ({encoder.log_mel.sampling_rate} Hz)")
+            source = encoder.log_mel(inputs[AUDIO.name].reshape(-1))[0]
+            if call.text is not None:
+                prompt = tokenized(self.tokenizer, call.text, self.max_length, add_special_tokens=False)
+        return response(
+            {
+                "input_ids": np.array(prompt, dtype=np.int32),
+                "request": strings([self._handed_on(replace(call, echo=False), request)], (1,)),
+                "encoder_input": source,
+            }
+        )
 
     def _handed_on(self, call: Call, request: Any) -> str:
         timeout = call.timeout_seconds or self.default_timeout

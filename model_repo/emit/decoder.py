@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 from ..backends import interface
+from ..runtime.contract import EncoderSpec
 from ..runtime.manifest import Manifest
 from .configs import EnsembleStep, ModelConfig, Tensor
 from .files import ENGINE, ModelFiles
-from .settings import ServeSettings
+from .settings import ServeSettings, capture_parameters
 
 
 def tensors(
@@ -35,19 +38,27 @@ def decoder(name: str, engine_dir: Path, manifest: Manifest, serve: ServeSetting
         if (engine_dir / file).is_file()
     }
     preprocess, generate, postprocess = f"{name}_preprocess", f"{name}_generate", f"{name}_postprocess"
-    inputs = tensors(interface.DECODER_INPUTS, optional=True)
+    asked, handed_on = interface.DECODER_INPUTS, interface.PREPROCESSED
+    parameters = {
+        "max_length": str(spec.max_length),
+        "default_max_tokens": str(serve.default_max_tokens),
+        "request_timeout_seconds": str(serve.request_timeout_seconds),
+    }
+    if spec.encoder is not None:
+        parameters["encoder"] = json.dumps(asdict(spec.encoder))
+        handed_on = (*handed_on, _encoder_field(spec.encoder))
+        asked = tuple(field for field in asked if field.name != "messages")
+        if spec.encoder.log_mel is not None:
+            asked = (*asked, interface.AUDIO)
+    inputs = tensors(asked, optional=True)
     outputs = tensors(interface.DECODER_OUTPUTS)
     return [
         ModelFiles(
             ModelConfig(
                 preprocess,
                 inputs,
-                tensors(interface.PREPROCESSED),
-                parameters={
-                    "max_length": str(spec.max_length),
-                    "default_max_tokens": str(serve.default_max_tokens),
-                    "request_timeout_seconds": str(serve.request_timeout_seconds),
-                },
+                tensors(handed_on),
+                parameters=parameters,
             ),
             "preprocess",
             text_files,
@@ -56,13 +67,14 @@ def decoder(name: str, engine_dir: Path, manifest: Manifest, serve: ServeSetting
         ModelFiles(
             ModelConfig(
                 generate,
-                tensors(interface.PREPROCESSED),
+                tensors(handed_on),
                 tensors(interface.GENERATED),
                 decoupled=True,
                 parameters={
                     "max_queue": str(serve.max_queue),
                     "ensemble": name,
                     "postprocess": postprocess,
+                    **capture_parameters(serve),
                 },
             ),
             "generate",
@@ -85,8 +97,8 @@ def decoder(name: str, engine_dir: Path, manifest: Manifest, serve: ServeSetting
                 outputs,
                 decoupled=True,
                 steps=(
-                    EnsembleStep(preprocess, same(interface.DECODER_INPUTS), same(interface.PREPROCESSED)),
-                    EnsembleStep(generate, same(interface.PREPROCESSED), same(interface.GENERATED)),
+                    EnsembleStep(preprocess, same(asked), same(handed_on)),
+                    EnsembleStep(generate, same(handed_on), same(interface.GENERATED)),
                     EnsembleStep(postprocess, same(interface.GENERATED), same(interface.DECODER_OUTPUTS)),
                 ),
             )
@@ -97,6 +109,12 @@ def decoder(name: str, engine_dir: Path, manifest: Manifest, serve: ServeSetting
             requirements=("numpy>=1.26",),
         ),
     ]
+
+
+def _encoder_field(encoder: EncoderSpec) -> interface.Field:
+    """What the encoder takes, as preprocessing hands it on: without the first axis, which is 1."""
+    dims = tuple(size if isinstance(size, int) else -1 for size in encoder.input.shape[1:])
+    return interface.encoder_input("FP32" if encoder.input.dtype == "float32" else "INT64", dims)
 
 
 def onnxruntime_requirement(manifest: Manifest) -> str:

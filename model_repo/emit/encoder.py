@@ -4,6 +4,7 @@ their ensemble."""
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from ..runtime.manifest import Manifest
 from .configs import DynamicBatching, EnsembleStep, ModelConfig, Tensor
 from .decoder import onnxruntime_requirement, same, tensors
 from .files import ENGINE, ModelFiles
-from .settings import ServeSettings
+from .settings import ServeSettings, capture_parameters
 
 MAX_BATCH = 64
 DELAY_MICROSECONDS = 2000
@@ -66,7 +67,7 @@ def encoder(name: str, engine_dir: Path, manifest: Manifest, serve: ServeSetting
                 tensors(given),
                 max_batch_size=MAX_BATCH,
                 dynamic_batching=DynamicBatching(DELAY_MICROSECONDS),
-                parameters={"ensemble": name},
+                parameters={"ensemble": name, **capture_parameters(serve)},
             ),
             "encoder",
             engine_files,
@@ -83,10 +84,14 @@ def encoder(name: str, engine_dir: Path, manifest: Manifest, serve: ServeSetting
         replace(tensor, label_file=LABEL_FILE) if tensor.name == "scores" else tensor
         for tensor in tensors(outputs)
     )
-    lines = "".join(f"{' '.join(label.split())}\n" for label in spec.head.labels)
-    beside = {tensor.label_file: lines for tensor in named if tensor.label_file}
+    beside = {tensor.label_file: label_lines(spec.head.labels) for tensor in named if tensor.label_file}
     config = ModelConfig(name, asked, named, max_batch_size=MAX_BATCH, steps=tuple(steps))
     return [*models, ModelFiles(config, beside=beside)]
+
+
+def label_lines(labels: Sequence[str]) -> str:
+    """The text of LABEL_FILE."""
+    return "".join(f"{' '.join(label.split())}\n" for label in labels)
 
 
 def _labels(name: str, spec: EngineSpec, needed: Fields, outputs: tuple[Tensor, ...]) -> ModelFiles:

@@ -12,6 +12,7 @@ from .configs import checked_model_name
 from .decoder import decoder
 from .encoder import encoder
 from .files import ModelFiles
+from .images import images
 from .settings import ServeSettings
 from .tensors import tensors
 
@@ -55,4 +56,5 @@ def _models(name: str, engine_dir: Path, serve: ServeSettings) -> list[ModelFile
     if manifest.engine is None:
         raise BadInput(f"{engine_dir / ENGINE_MANIFEST} describes no engine; build it again")
     kinds = {"decoder": decoder, "encoder": encoder, "tensors": tensors}
-    return kinds[manifest.engine.kind](name, engine_dir, manifest, serve)
+    models = images if manifest.engine.images is not None else kinds[manifest.engine.kind]
+    return models(name, engine_dir, manifest, serve)

@@ -14,35 +14,13 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from .cross_attention import CROSS as CROSS
+from .cross_attention import CROSS_INPUTS as CROSS_INPUTS
+from .cross_attention import EncoderSpec as EncoderSpec
 from .errors import BadInput
-
-Dim = int | str
-"""A fixed size, or the name of a size known only at run time."""
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """One input or output of an engine: numpy dtype name, dimensions, and what it means."""
-
-    name: str
-    dtype: str
-    shape: tuple[Dim, ...]
-    meaning: str = ""
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> TensorSpec:
-        """The inverse of `dataclasses.asdict`. Raises TypeError or KeyError when it does not fit."""
-        return cls(**{**data, "shape": tuple(data["shape"])})
-
-
-@dataclass(frozen=True)
-class AxisSpec:
-    """A size known only at run time, by name: least and most that the model takes (None: no bound)."""
-
-    name: str
-    least: int = 1
-    most: int | None = None
-
+from .image_steps import ImageSteps
+from .tensor_spec import AxisSpec as AxisSpec
+from .tensor_spec import TensorSpec as TensorSpec
 
 STEP_INPUTS: tuple[TensorSpec, ...] = (
     TensorSpec("input_ids", "int32", ("tokens",), "the step's tokens, sequence after sequence"),
@@ -108,20 +86,28 @@ class KVSpec:
         return self.kv_heads * (self.key_dim + self.value_dim) * KV_DTYPE_BYTES[self.dtype]
 
 
-KV_DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
+KV_DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 """Pool dtypes that engines have today, with the bytes of one element."""
 
 
+def has_cross_attention(kv: Sequence[KVSpec]) -> bool:
+    """Whether some of these layers attend to an encoder's output."""
+    return any(spec.group == CROSS for spec in kv)
+
+
 def decoder_inputs(kv: Sequence[KVSpec]) -> tuple[TensorSpec, ...]:
-    """All inputs of a decoder with these layers, in graph order: step tensors, then two pools a layer."""
+    """All inputs of a decoder with these layers, in graph order: step tensors, then two pools a layer.
+
+    A layer of an encoder-decoder that attends twice counts as two here: one of group 0 and one of group CROSS.
+    """
     pools: list[TensorSpec] = []
     for layer, spec in enumerate(kv):
-        head = ("num_blocks", "block_size", spec.kv_heads)
+        head = ("num_blocks_1" if spec.group == CROSS else "num_blocks", "block_size", spec.kv_heads)
         pools.append(TensorSpec(key_cache(layer), spec.dtype, (*head, spec.key_dim), f"layer {layer}'s keys"))
         pools.append(
             TensorSpec(value_cache(layer), spec.dtype, (*head, spec.value_dim), f"layer {layer}'s values")
         )
-    return (*STEP_INPUTS, *pools)
+    return (*STEP_INPUTS, *(CROSS_INPUTS if has_cross_attention(kv) else ()), *pools)
 
 
 MIN_TOKEN_BUDGET = 3
@@ -129,17 +115,21 @@ MIN_TOKEN_BUDGET = 3
 
 @dataclass(frozen=True)
 class Limits:
-    """What an engine can hold: tokens, sequences, blocks. `max_length` counts prompt and completion."""
+    """What an engine can hold: tokens, sequences, blocks. `max_length` counts prompt and completion.
+
+    `num_cross_blocks`: blocks of the group CROSS, 0 without cross-attention.
+    """
 
     max_batch: int
     token_budget: int
     max_length: int
     block_size: int
     num_blocks: int
+    num_cross_blocks: int = 0
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, int) or value < (name != "num_cross_blocks"):
                 raise BadInput(f"limit {name} is {value!r}; it must be a positive whole number")
         if self.token_budget < MIN_TOKEN_BUDGET:
             raise BadInput(
@@ -157,6 +147,12 @@ class Limits:
         """Blocks that the longest sequence takes: the width of the block table."""
         return -(-self.max_length // self.block_size)
 
+
+PACKED_TEXTS = "packed_texts"
+"""Feature of an encoder's engine: padding is not computed (`slipway::PackedLayout` in its graph)."""
+
+CONVOLUTIONS = "convolutions"
+"""Feature of an engine: its graph has convolutions, which get this machine's blocked layout when it is loaded."""
 
 HeadKind = Literal["embedding", "sequence_classification", "token_classification"]
 Activation = Literal["none", "softmax", "sigmoid"]
@@ -200,7 +196,9 @@ def typed(data: Mapping[str, Any]) -> dict[str, Any]:
         "end_token_ids": tuple,
         "features": tuple,
         "encoder_inputs": tuple,
+        "encoder": lambda encoder: EncoderSpec.from_dict(encoder) if encoder else None,
         "head": Head.from_dict,
+        "images": lambda steps: ImageSteps.from_dict(steps) if steps else None,
         "inputs": lambda specs: tuple(map(TensorSpec.from_dict, specs)),
         "outputs": lambda specs: tuple(map(TensorSpec.from_dict, specs)),
         "axes": lambda axes: tuple(AxisSpec(**axis) for axis in axes),
@@ -213,13 +211,14 @@ class EngineSpec:
     """The `engine` section of a compiled engine's manifest: all that the runtime needs to know to run it.
 
     `graph` and `plugin` are paths relative to the engine's folder. `threads` 0 means all cores. `features`
-    names what the engine has beyond the plain contract (none yet). Decoders have `kv` and `limits`; encoders
-    have `head`, `max_length` in tokens, and, where they give embeddings, `hidden_size`.
+    names what the engine has beyond the plain contract (PACKED_TEXTS, CONVOLUTIONS). Decoders have `kv` and
+    `limits`; encoders have `head`, `max_length` in tokens, and, where they give embeddings, `hidden_size`. Decoders
+    whose layers attend to an encoder's output have it as `encoder`.
 
     Engines of kind `tensors` take and give named tensors: `inputs` and `outputs`, whose dimensions are sizes,
     names of `axes`, or (outputs) other words for sizes that the values decide. `batched`: axis 0 of all of them
     is the same one, and a row does not depend on the others, so that requests may be joined. They have no
-    tokens: `vocab_size` and `max_length` are 0.
+    tokens: `vocab_size` and `max_length` are 0. Those that take images may have `images`, the steps around them.
     """
 
     kind: Literal["decoder", "encoder", "tensors"]
@@ -242,6 +241,18 @@ class EngineSpec:
     outputs: tuple[TensorSpec, ...] = ()
     axes: tuple[AxisSpec, ...] = ()
     batched: bool = False
+    images: ImageSteps | None = None
+    encoder: EncoderSpec | None = None
+
+    def __post_init__(self) -> None:
+        if self.encoder is None or self.limits is None:
+            return
+        cross_tokens = self.limits.num_cross_blocks * self.limits.block_size
+        if cross_tokens < self.encoder.max_positions:
+            raise BadInput(
+                f"{self.limits.num_cross_blocks} blocks of {self.limits.block_size} cannot hold the "
+                f"{self.encoder.max_positions} positions of the encoder's longest output; raise kv_cache_bytes"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` reads them back."""
@@ -286,3 +297,13 @@ class StepTensors:
     block_table: Int32Array
     slot_mapping: Int32Array
     logits_indices: Int32Array
+
+
+@dataclass(frozen=True)
+class CrossStepTensors(StepTensors):
+    """The step inputs of a decoder with cross-attention: also those in `CROSS_INPUTS`."""
+
+    cu_seqlens_1: Int32Array
+    past_lens_1: Int32Array
+    block_table_1: Int32Array
+    slot_mapping_1: Int32Array

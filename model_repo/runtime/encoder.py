@@ -1,4 +1,8 @@
-"""Encoders: texts of different lengths as one padded batch; embeddings out, or logits of labels."""
+"""Encoders: texts of different lengths as one batch; embeddings out, or logits of labels.
+
+The batch is padded where it enters the graph. Engines with the feature PACKED_TEXTS compute the tokens alone, and give
+a text the same bits alone and in company.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from .contract import EngineSpec
+from .contract import PACKED_TEXTS, EngineSpec
 from .engine_files import EngineFiles
 from .errors import BadInput
 from .metrics import Metrics
@@ -68,13 +72,18 @@ class EncoderEngine:
         self._run([[0] * min(8, self.spec.max_length)], None)
 
     def _run(self, token_ids: Rows, token_types: Rows | None) -> npt.NDArray[np.float32]:
-        """The graph's output for one padded batch."""
+        """The graph's output for one padded batch.
+
+        A row of a product rounds otherwise alone than among others, so a text alone is given company without tokens
+        where that costs nothing.
+        """
         if not token_ids:
             raise BadInput("no text to embed; send at least one")
         for ids in token_ids:
             self._check(ids)
         longest = max(len(ids) for ids in token_ids)
-        input_ids = np.zeros((len(token_ids), longest), np.int64)
+        lonely = len(token_ids) == 1 and PACKED_TEXTS in self.spec.features
+        input_ids = np.zeros((len(token_ids) + lonely, longest), np.int64)
         mask, types = np.zeros_like(input_ids), np.zeros_like(input_ids)
         for row, ids in enumerate(token_ids):
             input_ids[row, : len(ids)] = ids
@@ -89,7 +98,7 @@ class EncoderEngine:
         self.metrics.count("requests_stop", len(token_ids))
         self.metrics.count("prompt_tokens", sum(len(ids) for ids in token_ids))
         self.metrics.observe("batch_size", len(token_ids))
-        return np.asarray(output, np.float32)
+        return np.asarray(output[: len(token_ids)], np.float32)
 
     def _check(self, ids: Sequence[int]) -> None:
         if not 0 < len(ids) <= self.spec.max_length:

@@ -23,6 +23,7 @@ from .metrics import Metrics
 from .onnxruntime_executor import OnnxRuntimeExecutor
 from .output import Completion, FinishReason, Output
 from .request import Request, SamplingParams
+from .request_checks import blank_input, check_request
 from .sampler import NO_TOKEN, sample
 from .scheduler import Scheduler, StepPlan
 from .sequence import Sequence as ScheduledSequence
@@ -61,8 +62,13 @@ class Engine:
         self._step_log = step_log
         if num_blocks is not None:
             self.limits = dataclasses.replace(self.limits, num_blocks=num_blocks)
+        # Of an encoder-decoder, what the same tokens leave in the cache depends on the encoder's input.
+        share_prefixes = share_prefixes and spec.encoder is None
         self._blocks = BlockManager(self.limits.num_blocks, self.limits.block_size, share_prefixes)
-        self._scheduler = Scheduler(self.limits, self._blocks)
+        cross_blocks = BlockManager(
+            self.limits.num_cross_blocks, self.limits.block_size, share_prefixes=False
+        )
+        self._scheduler = Scheduler(self.limits, self._blocks, cross_blocks)
         self._intake = Intake(max_queue)
         self._live: dict[ScheduledSequence, LiveRequest] = {}
         self._thread: threading.Thread | None = None
@@ -127,6 +133,8 @@ class Engine:
             end_token_ids=frozenset(ends),
             deadline=None if request.timeout_seconds is None else now + request.timeout_seconds,
         )
+        if self.spec.encoder is not None and request.encoder_input is not None:
+            sequence.num_source_positions = self.spec.encoder.num_positions(request.encoder_input.shape)
         seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
         self._intake.put(LiveRequest(request, sequence, sink, seed, now, self.tokenizer))
 
@@ -201,9 +209,10 @@ class Engine:
     def warm_up(self) -> None:
         """Computes a short request, so that the first client does not wait for memory and threads."""
         prompt = tuple(i % self.spec.vocab_size for i in range(min(32, self.limits.max_length - 2)))
-        self.generate(
-            [Request("warm-up", prompt, SamplingParams(max_tokens=2, temperature=0.0, ignore_eos=True))]
-        )
+        sampling = SamplingParams(max_tokens=2, temperature=0.0, ignore_eos=True)
+        encoder = self.spec.encoder
+        source = None if encoder is None else blank_input(encoder)
+        self.generate([Request("warm-up", prompt, sampling, encoder_input=source)])
 
     def start(self) -> None:
         """Starts the loop's own thread. Raises RuntimeError when it runs already or was stopped."""
@@ -246,19 +255,7 @@ class Engine:
         return max(min(deadlines) - self._clock(), 0.0) if deadlines else None
 
     def _check(self, request: Request) -> None:
-        length = len(request.prompt_ids)
-        if length >= self.limits.max_length:
-            raise BadInput(
-                f"the prompt has {length} tokens; this engine takes at most {self.limits.max_length - 1}, and "
-                f"prompt and completion together at most {self.limits.max_length}. Shorten the prompt"
-            )
-        if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < self.spec.vocab_size:
-            wrong = next(token for token in request.prompt_ids if not 0 <= token < self.spec.vocab_size)
-            raise BadInput(
-                f"token id {wrong} is not in the vocabulary; ids are 0 to {self.spec.vocab_size - 1}"
-            )
-        if request.sampling.stop and self.tokenizer is None:
-            raise BadInput("stop strings need a tokenizer, and this engine has none; use stop_token_ids")
+        check_request(request, self.spec, self.limits, self.tokenizer is not None)
 
     def _take_news(self, now: float) -> None:
         """Moves what other threads left into the scheduler; ends what was cancelled or is late."""
@@ -275,6 +272,7 @@ class Engine:
     def _compute(self, plan: StepPlan) -> tuple[float, list[LiveRequest]]:
         """Runs the engine, samples and commits. Gives seconds in the engine and who got a token."""
         self._past = [entry.sequence.num_computed_tokens for entry in plan.entries]
+        broken = self._encode(plan)
         rule = self._executor.bucket_rule
         tensors = step_tensors(plan, self._blocks.block_size, rule.min_tokens, rule.token_multiple)
         begun = self._clock()
@@ -283,18 +281,33 @@ class Engine:
         wanted = [self._live[entry.sequence] for entry in plan.entries if entry.num_logit_rows]
         sampled = sample(logits[: len(wanted)], [live.sampling_row() for live in wanted]) if wanted else []
         chosen: list[LiveRequest] = []
-        broken: list[LiveRequest] = []
         for live, result in zip(wanted, sampled, strict=True):
+            if live in broken:
+                continue
             if result.token_id == NO_TOKEN:
                 self._scheduler.finish(live.sequence, "error")  # `commit` passes over what has ended
-                broken.append(live)
+                broken[live] = "the model gave logits that are not numbers for this request"
             else:
                 live.take(result)
                 chosen.append(live)
         self._scheduler.commit(plan, [result.token_id for result in sampled])
-        for live in broken:
-            self._end(live, "error", "the model gave logits that are not numbers for this request")
+        for live, what in broken.items():
+            self._end(live, "error", what)
         return executor_seconds, chosen
+
+    def _encode(self, plan: StepPlan) -> dict[LiveRequest, str]:
+        """Runs the encoders that the step needs. Gives the requests whose encoder failed, with what went wrong."""
+        broken: dict[LiveRequest, str] = {}
+        for sequence in plan.encoded:
+            live = self._live[sequence]
+            source = live.request.encoder_input
+            assert source is not None, "checked at submission"
+            try:
+                self._executor.encode(source, sequence.source_block_ids)
+            except Exception as error:  # the engine's own errors
+                self._scheduler.finish(sequence, "error")
+                broken[live] = f"the encoder failed on this request's input: {error}"
+        return broken
 
     def _deliver(self, live: LiveRequest) -> None:
         """Sends a request's new text; ends it when a stop string came."""

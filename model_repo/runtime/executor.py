@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -29,4 +30,11 @@ class Executor(Protocol):
 
         Gives logits float32 [selected, vocab], valid until the next call. Raises whatever the engine raises; the
         pools then hold rubbish in the step's slots only.
+        """
+
+    def encode(self, source: npt.NDArray[Any], block_ids: Sequence[int]) -> None:
+        """Runs the encoder on one request's input (see `EncoderSpec`) and writes what cross-attention sees to the
+        blocks `block_ids` of the group CROSS.
+
+        Asked for only where the engine has an encoder. Raises whatever the engine raises.
         """

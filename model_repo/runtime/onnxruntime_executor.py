@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from .contract import LOGITS, EngineSpec, StepTensors, key_cache, value_cache
+from .contract import CROSS, LOGITS, CrossStepTensors, EngineSpec, StepTensors, key_cache, value_cache
+from .cross_attention import cross_key, cross_value
 from .errors import BadInput
 from .executor import BucketRule
 from .huge_pages import collapse
@@ -22,7 +24,11 @@ MAX_BINDINGS = 64
 LARGE_BYTES = 64 << 20
 """Weights from this size on are put on large pages; smaller ones live in the processor's caches anyway."""
 
-POOL_DTYPES: dict[str, Any] = {"float32": np.float32, "float16": np.float16}
+SLOWER = ["SkipLayerNormFusion", "BiasGeluFusion"]
+"""Fusions of ONNX Runtime 1.31 left out: on a CPU their kernels are scalar loops. MiniLM takes 10% less time
+with the nodes that they would replace."""
+
+POOL_DTYPES: dict[str, Any] = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
 
 
 @dataclass
@@ -35,13 +41,18 @@ class _Binding:
     keep: list[Any]  # OrtValues, which must live as long as the binding
 
 
-def session(graph: Path, plugin: Path | None, threads: int) -> ort.InferenceSession:
+def session(
+    graph: Path, plugin: Path | None, threads: int, *, convolutions: bool = False
+) -> ort.InferenceSession:
     """A CPU session on a graph that was optimized when it was compiled. `threads` 0 means all cores.
 
-    Raises BadInput when ONNX Runtime refuses the graph or the operator library.
+    `convolutions`: they get the blocked layout (NCHWc) of this machine's instructions as the graph is loaded, since a
+    compiled graph is for any machine. Raises BadInput when ONNX Runtime refuses the graph or the operator library.
     """
     options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    levels = ort.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_LAYOUT if convolutions else levels.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.disable_quant_qdq", "1")  # as when it was compiled
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.enable_mem_pattern = False  # patterns are kept for every shape, and steps have many
@@ -49,7 +60,9 @@ def session(graph: Path, plugin: Path | None, threads: int) -> ort.InferenceSess
     try:
         if plugin is not None:
             options.register_custom_ops_library(str(plugin))
-        return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(
+            str(graph), options, providers=["CPUExecutionProvider"], disabled_optimizers=SLOWER
+        )
     except Exception as error:  # ONNX Runtime's errors share no base
         raise BadInput(f"ONNX Runtime does not load {graph}: {error}; build the engine again") from error
 
@@ -60,11 +73,13 @@ class OnnxRuntimeExecutor:
     def __init__(self, folder: Path, spec: EngineSpec, num_blocks: int, threads: int) -> None:
         plugin = folder / spec.plugin if spec.plugin else None
         self._session = session(folder / spec.graph, plugin, threads)
+        self._encoder = session(folder / spec.encoder.graph, plugin, threads) if spec.encoder else None
+        self._spec = spec
         # One buffer for all shapes: logits are used up before the next step.
         self._logits = np.empty((spec.decoder_limits.max_batch, spec.vocab_size), np.float32)
         self._bindings: OrderedDict[tuple[int, ...], _Binding] = OrderedDict()
         self._pools: dict[str, Any] = {}
-        self._pool_arrays: list[npt.NDArray[Any]] = []
+        self._pool_arrays: dict[str, npt.NDArray[Any]] = {}
         block_size = spec.decoder_limits.block_size
         for layer, kv in enumerate(spec.kv):
             if kv.dtype not in POOL_DTYPES:
@@ -72,8 +87,9 @@ class OnnxRuntimeExecutor:
                     f"pools of {kv.dtype} are not run by this target; it has {', '.join(POOL_DTYPES)}"
                 )
             for name, size in ((key_cache(layer), kv.key_dim), (value_cache(layer), kv.value_dim)):
-                pool = np.zeros((num_blocks, block_size, kv.kv_heads, size), POOL_DTYPES[kv.dtype])
-                self._pool_arrays.append(pool)
+                blocks = spec.decoder_limits.num_cross_blocks if kv.group == CROSS else num_blocks
+                pool = np.zeros((blocks, block_size, kv.kv_heads, size), POOL_DTYPES[kv.dtype])
+                self._pool_arrays[name] = pool
                 self._pools[name] = ort.OrtValue.ortvalue_from_numpy(pool)
         self._graph_inputs = {value.name for value in self._session.get_inputs()}
         if sum(path.stat().st_size for path in (folder / "weights").glob("*")) >= LARGE_BYTES:
@@ -87,7 +103,13 @@ class OnnxRuntimeExecutor:
     def run(self, step: StepTensors) -> npt.NDArray[np.float32]:
         """See `Executor.run`."""
         selected = len(step.logits_indices)
-        shape = (len(step.input_ids), len(step.past_lens), step.block_table.shape[1], selected)
+        shape = (
+            len(step.input_ids),
+            len(step.past_lens),
+            step.block_table.shape[1],
+            selected,
+            step.block_table_1.shape[1] if isinstance(step, CrossStepTensors) else 0,
+        )
         binding = self._bindings.get(shape)
         if binding is None:
             binding = self._bind(shape)
@@ -98,8 +120,24 @@ class OnnxRuntimeExecutor:
         self._session.run_with_iobinding(binding.io)
         return binding.logits
 
+    def encode(self, source: npt.NDArray[Any], block_ids: Sequence[int]) -> None:
+        """See `Executor.encode`."""
+        assert self._encoder is not None, "asked for only where there is an encoder"
+        assert self._spec.encoder is not None
+        outputs = [value.name for value in self._encoder.get_outputs()]
+        results = self._encoder.run(outputs, {self._spec.encoder.input.name: source})
+        found = dict(zip(outputs, results, strict=True))
+        for layer, kv in enumerate(self._spec.kv):
+            if kv.group != CROSS:
+                continue
+            for pool, rows in (
+                (key_cache(layer), cross_key(layer)),
+                (value_cache(layer), cross_value(layer)),
+            ):
+                _write_rows(self._pool_arrays[pool], block_ids, found[rows][0])
+
     def _bind(self, shape: tuple[int, ...]) -> _Binding:
-        tokens, batch, max_blocks, selected = shape
+        tokens, batch, max_blocks, selected, max_cross_blocks = shape
         shapes: dict[str, tuple[int, ...]] = {
             "input_ids": (tokens,),
             "position_ids": (tokens,),
@@ -108,8 +146,11 @@ class OnnxRuntimeExecutor:
             "block_table": (batch, max_blocks),
             "slot_mapping": (tokens,),
             "logits_indices": (selected,),
+            "cu_seqlens_1": (tokens + 1,),
+            "past_lens_1": (tokens,),
+            "block_table_1": (tokens, max_cross_blocks),
+            "slot_mapping_1": (tokens,),
         }
-        assert set(shapes) == {field.name for field in fields(StepTensors)}
         io = self._session.io_binding()
         inputs = {
             name: np.zeros(size, np.int32) for name, size in shapes.items() if name in self._graph_inputs
@@ -130,3 +171,11 @@ class OnnxRuntimeExecutor:
         if len(self._bindings) > MAX_BINDINGS:
             self._bindings.popitem(last=False)
         return binding
+
+
+def _write_rows(pool: npt.NDArray[Any], block_ids: Sequence[int], rows: npt.NDArray[Any]) -> None:
+    """`rows` [positions, kv_heads, size] into the blocks of `pool` [num_blocks, block_size, kv_heads, size]."""
+    size = pool.shape[1]
+    for place, block in enumerate(block_ids):
+        part = rows[place * size : (place + 1) * size]
+        pool[block, : len(part)] = part

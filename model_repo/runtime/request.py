@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+import numpy.typing as npt
 
 from .errors import BadInput
 
@@ -84,12 +86,16 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt, as token ids. `timeout_seconds` counts from submission; None waits as long as it takes."""
+    """One prompt, as token ids. `timeout_seconds` counts from submission; None waits as long as it takes.
+
+    `encoder_input`: what the encoder of an encoder-decoder takes (`EncoderSpec.input`); the prompt is its decoder's.
+    """
 
     request_id: str
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams
     timeout_seconds: float | None = None
+    encoder_input: npt.NDArray[Any] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:

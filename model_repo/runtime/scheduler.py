@@ -4,6 +4,8 @@
 was sampled. There are no phases: a sequence has pending tokens, and the step computes some or all of them.
 Whoever has all of its tokens computed gets a row of logits and one token more. Sequences join and leave between
 steps; when blocks run out, the youngest gives its blocks up and computes again later (recomputation).
+Sequences with an encoder have blocks of a second manager for its output. They keep those when they are preempted: the
+encoder never runs twice.
 """
 
 from __future__ import annotations
@@ -30,9 +32,10 @@ class PlannedSequence(NamedTuple):
 
 
 class StepPlan(NamedTuple):
-    """One step: its sequences in the order of their rows."""
+    """One step: its sequences in the order of their rows, and those of them whose encoder runs before it."""
 
     entries: tuple[PlannedSequence, ...]
+    encoded: tuple[Sequence, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -46,11 +49,17 @@ class StepPlan(NamedTuple):
 
 
 class Scheduler:
-    """Holds the waiting and the running sequences. One plan may be in flight at a time."""
+    """Holds the waiting and the running sequences. One plan may be in flight at a time.
 
-    def __init__(self, limits: Limits, blocks: BlockManager) -> None:
+    `cross_blocks`: blocks of the KV group CROSS, for sequences with an encoder.
+    """
+
+    def __init__(
+        self, limits: Limits, blocks: BlockManager, cross_blocks: BlockManager | None = None
+    ) -> None:
         self.limits = limits
         self.blocks = blocks
+        self.cross_blocks = cross_blocks or BlockManager(0, blocks.block_size)
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # oldest first
         self.num_preemptions = 0
@@ -83,7 +92,7 @@ class Scheduler:
             if count and self._make_room(sequence, count, chosen):
                 chosen[sequence] = count
                 budget -= count
-        self._admit(chosen, budget)
+        encoded = self._admit(chosen, budget)
         if not chosen:
             return None
         entries = tuple(
@@ -91,7 +100,7 @@ class Scheduler:
             for sequence in self.running
             if sequence in chosen
         )
-        self._in_flight = StepPlan(entries)
+        self._in_flight = StepPlan(entries, tuple(encoded))
         return self._in_flight
 
     def commit(self, plan: StepPlan, tokens: Seq[int]) -> list[Sequence]:
@@ -133,6 +142,7 @@ class Scheduler:
         ended_before = sequence.finish_reason is not None
         if sequence in self.waiting:
             self.waiting.remove(sequence)
+            self._release_source(sequence)
         elif sequence in self.running:
             self._remove(sequence)
         if not ended_before:
@@ -166,10 +176,18 @@ class Scheduler:
         sequence.block_ids += taken
         return True
 
-    def _admit(self, chosen: dict[Sequence, int], budget: int) -> None:
-        """Lets waiting sequences in while tokens, places and blocks for their whole prompt last."""
+    def _admit(self, chosen: dict[Sequence, int], budget: int) -> list[Sequence]:
+        """Lets waiting sequences in while tokens, places and blocks for their whole prompt last.
+
+        Gives those whose encoder is to run: one a step, since all other sequences wait for it.
+        """
+        encoded: list[Sequence] = []
         while self.waiting and budget and len(self.running) < self.limits.max_batch:
             sequence = self.waiting[0]
+            encodes = bool(sequence.num_source_positions) and not sequence.source_block_ids
+            source_blocks = self.cross_blocks.blocks_for(sequence.num_source_positions) if encodes else 0
+            if source_blocks > self.cross_blocks.num_free or (encodes and encoded):
+                return encoded
             # The last token is always computed, for its logits, and not alone (see _chunk).
             shared = self.blocks.match(sequence.token_ids, sequence.num_tokens - MIN_CHUNK)
             needed = self.blocks.blocks_for(sequence.num_tokens) - len(shared)
@@ -179,7 +197,7 @@ class Scheduler:
             if not count or needed > self.blocks.num_free:
                 self.blocks.release(shared)
                 sequence.num_computed_tokens = 0
-                return
+                return encoded
             sequence.block_ids = list(shared)
             sequence.num_registered_blocks = len(shared)
             self.waiting.popleft()
@@ -190,10 +208,15 @@ class Scheduler:
             sequence.block_ids += taken
             chosen[sequence] = count
             budget -= count
+            if encodes:
+                sequence.source_block_ids = self.cross_blocks.take(source_blocks) or []
+                encoded.append(sequence)
+        return encoded
 
     def _preempt(self, sequence: Sequence) -> None:
         """Takes a running sequence's blocks; it waits, first in line, and computes its tokens again."""
-        self._remove(sequence)
+        self.running.remove(sequence)
+        self._release_blocks(sequence)
         sequence.num_computed_tokens = 0
         sequence.num_preemptions += 1
         self.num_preemptions += 1
@@ -208,9 +231,17 @@ class Scheduler:
             self._release(sequence)
 
     def _release(self, sequence: Sequence) -> None:
+        self._release_blocks(sequence)
+        self._release_source(sequence)
+
+    def _release_blocks(self, sequence: Sequence) -> None:
         self.blocks.release(sequence.block_ids)
         sequence.block_ids = []
         sequence.num_registered_blocks = 0
+
+    def _release_source(self, sequence: Sequence) -> None:
+        self.cross_blocks.release(sequence.source_block_ids)
+        sequence.source_block_ids = []
 
     def _leave_flight(self, plan: StepPlan) -> None:
         if plan is not self._in_flight:

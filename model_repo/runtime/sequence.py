@@ -11,6 +11,9 @@ from .output import FinishReason
 class Sequence:
     """Prompt and completion tokens, how many of them are in the cache, and the blocks that hold them.
 
+    `source_block_ids` hold the `num_source_positions` encoder positions that cross-attention sees (0: none), from
+    when the encoder runs until the sequence ends, preempted or not.
+
     `token_ids` grows by one token a step once all of it is computed. `block_ids[i]` holds positions
     i * block_size to (i + 1) * block_size - 1. `num_registered_blocks` of them are known to prefix sharing.
     """
@@ -26,6 +29,8 @@ class Sequence:
     block_ids: list[int] = field(default_factory=list)
     num_registered_blocks: int = 0
     finish_reason: FinishReason | None = None
+    num_source_positions: int = 0
+    source_block_ids: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .contract import StepTensors
-from .scheduler import StepPlan
+from .contract import CrossStepTensors, Int32Array, StepTensors
+from .scheduler import PlannedSequence, StepPlan
 
 BLOCK_TABLE_MULTIPLE = 8
 """The block table's width is rounded up to this, so that steps of like lengths share their shapes."""
@@ -14,7 +14,7 @@ BLOCK_TABLE_MULTIPLE = 8
 def step_tensors(
     plan: StepPlan, block_size: int, min_tokens: int = 1, token_multiple: int = 1
 ) -> StepTensors:
-    """The tensors of one step, int32, as in `contract.STEP_INPUTS`.
+    """The tensors of one step, int32, as in `contract.STEP_INPUTS`; `CrossStepTensors` of sequences with an encoder.
 
     Rows are padded to at least `min_tokens` and up to a multiple of `token_multiple`: token 0, position 0,
     slot -1. A step whose sequences want no logits asks for row 0, because a graph must have one.
@@ -29,7 +29,7 @@ def step_tensors(
     tokens = max(-(-used // token_multiple) * token_multiple, min_tokens)
 
     widest = max(len(entry.sequence.block_ids) for entry in entries)
-    block_table = np.full((batch, -(-widest // BLOCK_TABLE_MULTIPLE) * BLOCK_TABLE_MULTIPLE), -1, np.int32)
+    block_table = np.full((batch, _table_width(widest)), -1, np.int32)
     input_ids = np.zeros(tokens, np.int32)
     for row, (sequence, count, _) in enumerate(entries):
         start, done = cu_seqlens[row], sequence.num_computed_tokens
@@ -45,7 +45,7 @@ def step_tensors(
 
     wanted = np.fromiter((entry.num_logit_rows > 0 for entry in entries), np.bool_, batch)
     last_rows = (cu_seqlens[1:] - 1)[wanted]
-    return StepTensors(
+    step = StepTensors(
         input_ids=input_ids,
         position_ids=position_ids,
         cu_seqlens=cu_seqlens,
@@ -53,4 +53,36 @@ def step_tensors(
         block_table=block_table,
         slot_mapping=slot_mapping,
         logits_indices=last_rows if last_rows.size else np.zeros(1, np.int32),
+    )
+    if entries[0].sequence.num_source_positions:
+        return _with_sources(step, entries, counts)
+    return step
+
+
+def _table_width(blocks: int) -> int:
+    return -(-blocks // BLOCK_TABLE_MULTIPLE) * BLOCK_TABLE_MULTIPLE
+
+
+def _with_sources(
+    step: StepTensors, entries: tuple[PlannedSequence, ...], counts: Int32Array
+) -> CrossStepTensors:
+    """`step` with `contract.CROSS_INPUTS`: every token is a sequence of its own, whose blocks are its request's."""
+    tokens, used = len(step.input_ids), int(step.cu_seqlens[-1])
+    sources = [entry.sequence.source_block_ids for entry in entries]
+    tables = np.full((len(entries), _table_width(max(map(len, sources)))), -1, np.int32)
+    for row, block_ids in enumerate(sources):
+        tables[row, : len(block_ids)] = block_ids
+    positions = np.fromiter(
+        (entry.sequence.num_source_positions for entry in entries), np.int32, len(entries)
+    )
+    past_lens = np.zeros(tokens, np.int32)
+    past_lens[:used] = np.repeat(positions - 1, counts)
+    block_table = np.full((tokens, tables.shape[1]), -1, np.int32)
+    block_table[:used] = np.repeat(tables, counts, axis=0)
+    return CrossStepTensors(
+        **vars(step),
+        cu_seqlens_1=np.minimum(np.arange(tokens + 1, dtype=np.int32), np.int32(used)),
+        past_lens_1=past_lens,
+        block_table_1=block_table,
+        slot_mapping_1=np.full(tokens, -1, np.int32),
     )

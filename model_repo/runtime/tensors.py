@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .contract import EngineSpec, TensorSpec
+from .contract import CONVOLUTIONS, EngineSpec, TensorSpec
 from .engine_files import EXAMPLE, EngineFiles
 from .errors import BadInput
 from .metrics import Metrics
@@ -31,7 +31,12 @@ class TensorEngine:
         self._axes = {axis.name: axis for axis in spec.axes}
         self._outputs = [output.name for output in spec.outputs]
         self._example = folder / EXAMPLE
-        self._session = session(folder / spec.graph, folder / spec.plugin if spec.plugin else None, threads)
+        self._session = session(
+            folder / spec.graph,
+            folder / spec.plugin if spec.plugin else None,
+            threads,
+            convolutions=CONVOLUTIONS in spec.features,
+        )
 
     @classmethod
     def load(cls, folder: Path, *, threads: int | None = None, verify: bool = True) -> TensorEngine:

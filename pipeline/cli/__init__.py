@@ -19,9 +19,13 @@ COMMANDS = {
     "build": "All stages: from a model to a Triton repository.",
     "export": "Stage 1: from the torch module to ONNX.",
     "fuse": "Stage 2: the same numbers from fewer nodes.",
+    "calibrate": "Ranges of activations, from calibration data.",
+    "quantize": "Weights as codes, and rounding where the target computes with codes.",
     "lower": "Stage 3: the operators that the target knows.",
     "compile": "Stage 4: the engine that the runtime loads.",
     "emit": "Stage 5: the Triton model repository.",
+    "sensitivity": "What each layer's precision costs, and the best under a budget.",
+    "evaluate": "Accuracy on held-out data, beside float32.",
     "check": "Verify manifests, hashes, configs and parity of a build.",
     "parity": "Compare two artifacts, and name the node that departs.",
     "convert": "A float32 graph in 16 bit, with what must stay in float32.",
@@ -29,6 +33,7 @@ COMMANDS = {
     "generate": "Complete prompts with the engine loop, without a server.",
     "serve": "Build if needed, and serve with tritonserver.",
     "bench": "Measure the engine loop: tokens/s and prefill.",
+    "plan-memory": "What fits on a GPU, before anything is built.",
     "doctor": "What works on this machine, and what to install for the rest.",
     "clean": "Remove what slipway built in a folder.",
     "demo": "Build and serve the demo models, and talk to them.",
@@ -47,7 +52,7 @@ class SlipwayGroup(click.Group):
         """The command, imported now; None when there is no such name."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = import_module(f".{cmd_name}", __name__).command
+        command: click.Command = import_module(f".{cmd_name.replace('-', '_')}", __name__).command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -14,7 +14,7 @@ from .options import default_output, model_recipe, output_option, recipe_options
 @click.argument("model", required=False)
 @output_option
 @click.option("--force", is_flag=True, help="run every stage, unchanged or not")
-@recipe_options("source", "export", "fuse", "quantize", "target", "serve")
+@recipe_options("source", "export", "fuse", "calibrate", "quantize", "target", "serve")
 def command(
     model: str | None, output: Path | None, force: bool, recipe_file: Path | None, **given: Any
 ) -> None:

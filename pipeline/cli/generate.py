@@ -14,6 +14,13 @@ import click
 @click.option(
     "--prompt-ids", "id_lists", multiple=True, help="token ids to complete, as in 5,17,9; may be repeated"
 )
+@click.option(
+    "--audio",
+    "audio_files",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="a .wav or .npy file to transcribe; may be repeated",
+)
 @click.option("--max-tokens", type=int, default=32, show_default=True, help="tokens to generate at most")
 @click.option(
     "--temperature", type=float, default=0.0, show_default=True, help="0: always the likeliest token"
@@ -36,6 +43,7 @@ def command(
     folder: Path,
     texts: tuple[str, ...],
     id_lists: tuple[str, ...],
+    audio_files: tuple[Path, ...],
     threads: int | None,
     as_json: bool,
     **sampling: Any,
@@ -43,8 +51,8 @@ def command(
     """Complete prompts with the engine built in DIR; all of them run as one batch in flight.
 
     The text of a single prompt is written as it comes.
-    Results come in the order of the prompts: texts first, then token ids. Exit code 1 when one ended in an
-    error.
+    Results come in the order of the prompts: texts first, then token ids, then audio. Exit code 1 when one ended in
+    an error. Of an encoder-decoder, prompts are what its encoder reads.
     """
     import json
     import sys
@@ -52,7 +60,11 @@ def command(
     from model_repo.runtime.request import SamplingParams
     from pipeline.generate import generate, parse_ids, to_dict
 
-    prompts: list[str | tuple[int, ...]] = [*texts, *(parse_ids(text) for text in id_lists)]
+    prompts: list[str | tuple[int, ...] | Path] = [
+        *texts,
+        *(parse_ids(text) for text in id_lists),
+        *audio_files,
+    ]
     streams = len(prompts) == 1 and not as_json
     pieces: list[str] = []
 
@@ -80,5 +92,7 @@ def command(
         sys.exit(1)
 
 
-def _shown(prompt: str | tuple[int, ...]) -> str:
+def _shown(prompt: str | tuple[int, ...] | Path) -> str:
+    if isinstance(prompt, Path):
+        return f"{prompt}: "
     return prompt if isinstance(prompt, str) else str(list(prompt))

@@ -15,17 +15,17 @@ from model_repo.runtime.errors import BadInput
 from pipeline.options import option_name
 from pipeline.recipe import (
     MODEL,
+    CalibrateRecipe,
     ExportRecipe,
     FuseRecipe,
     QuantizeRecipe,
     Recipe,
-    Section,
     ServeRecipe,
     SourceRecipe,
     TargetRecipe,
-    field_types,
     read_yaml,
 )
+from pipeline.section import Section, field_types
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -33,6 +33,7 @@ SECTIONS: Mapping[str, type[Section]] = {
     "source": SourceRecipe,
     "export": ExportRecipe,
     "fuse": FuseRecipe,
+    "calibrate": CalibrateRecipe,
     "quantize": QuantizeRecipe,
     "target": TargetRecipe,
     "serve": ServeRecipe,

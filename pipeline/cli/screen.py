@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -20,13 +21,17 @@ if TYPE_CHECKING:
     from pipeline.builder import BuildResult
     from pipeline.stages import StageRow
 
+_COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+
 
 class ScreenProgress:
-    """A build's progress on stderr: a spinner on a terminal, plain lines elsewhere. A context manager."""
+    """A build's progress on stderr: a spinner or a bar on a terminal, plain lines elsewhere. A context manager."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False)
         self._status: Status | None = None
+        self._bar: Progress | None = None
+        self._stage = ""
 
     def __enter__(self) -> ScreenProgress:
         return self
@@ -39,11 +44,23 @@ class ScreenProgress:
     def started(self, stage: str) -> None:
         """A stage begins: the spinner turns until it ends."""
         self._stop()
+        self._stage = stage
         if self._console.is_terminal:
             self._status = self._console.status(f"{stage} ...")
             self._status.start()
         else:
             self.say(f"{stage} ...")
+
+    def advanced(self, done: int, total: int) -> None:
+        """A bar in the spinner's place, on a terminal."""
+        if not self._console.is_terminal:
+            return
+        if self._bar is None:
+            self._hide()
+            self._bar = Progress(*_COLUMNS, console=self._console, transient=True)
+            self._bar.start()
+            self._bar.add_task(self._stage)
+        self._bar.update(self._bar.task_ids[0], completed=done, total=total)
 
     def finished(self, row: StageRow) -> None:
         """One line a stage."""
@@ -55,6 +72,12 @@ class ScreenProgress:
         self._console.print(text, markup=False, soft_wrap=True)
 
     def _stop(self) -> None:
+        self._hide()
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _hide(self) -> None:
         if self._status is not None:
             self._status.stop()
             self._status = None

@@ -1,7 +1,7 @@
-"""Export: from a torch module to one ONNX graph that keeps to the contract.
+"""Export: from a torch module to an ONNX graph that keeps to the contract.
 
 `export` is the stage. Decoders become one packed graph (`decoder.py`), sentence encoders one padded graph
-(`encoder.py`); nothing here knows a model family by name.
+(`encoder.py`), encoder-decoders two (`encoder_decoder.py`); nothing here knows a model family by name.
 """
 
 from __future__ import annotations
@@ -26,6 +26,11 @@ def export(source: Source, recipe: ExportRecipe) -> ExportedGraph:
     max_length = recipe.resolved_max_length(source.max_length)
     model = source.load()
     # The exporters import torch's exporter and onnx, which takes seconds: a bad source is refused before.
+    if source.encoder is not None:
+        from .encoder_decoder import export_encoder_decoder
+
+        encoder = source.encoder
+        return export_encoder_decoder(model, max_length, recipe.opset, encoder.input, encoder.max_positions)
     if source.kind == "decoder":
         from .decoder import export_decoder
 

@@ -54,6 +54,8 @@ class AttentionCall:
     query [tokens, heads, key_dim], key [tokens, kv_heads, key_dim], value [tokens, kv_heads, value_dim].
     `window`: w means that a query sees the w last keys, its own included; 0 all of them. `softcap` 0 is off.
     `sink`: [heads], an additional logit of each head's softmax. `mask`: what the model's mask function made.
+    `causal`: whether the layer says that a query sees no later key; in decoders, cross-attention says that it does.
+    `bias`: [1, heads, tokens, keys], added to the scaled scores.
     """
 
     module: str
@@ -66,6 +68,8 @@ class AttentionCall:
     softcap: float
     sink: Tensor | None
     mask: Tensor | None
+    causal: bool
+    bias: Tensor | None
 
 
 class AttentionHandler(Protocol):
@@ -101,6 +105,7 @@ def _attention(
     s_aux: Tensor | None = None,
     sinks: Tensor | None = None,
     is_causal: bool | None = None,
+    position_bias: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention function: query, key and value are [1, heads, tokens, size].
@@ -108,10 +113,6 @@ def _attention(
     Returns ([1, tokens, heads, value_dim], None). Raises UnsupportedModel.
     """
     name = type(module).__name__
-    if is_causal is False or getattr(module, "is_causal", True) is False:
-        raise UnsupportedModel(
-            f"{name} attends to later tokens; a decoder whose attention is causal is needed"
-        )
     unknown = sorted(
         key for key, given in others.items() if given is not None and key not in _WITHOUT_MEANING
     )
@@ -131,6 +132,8 @@ def _attention(
         softcap=float(softcap or 0.0),
         sink=s_aux if s_aux is not None else sinks,
         mask=attention_mask,
+        causal=is_causal is not False and getattr(module, "is_causal", True) is not False,
+        bias=position_bias,
     )
     return _handler.get().attend(call)[None], None
 

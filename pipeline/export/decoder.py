@@ -41,7 +41,7 @@ def export_decoder(model: PreTrainedModel, max_length: int, opset: int) -> Expor
     freeze_rotary(model, max_length)
     check_packing(model)
     kv = tuple(layer.kv(POOL_DTYPE) for layer in layers)
-    inputs, outputs = decoder_inputs(kv), _outputs(len(kv))
+    inputs, outputs = decoder_inputs(kv), pool_outputs(len(kv))
     step = example_step(layers)
     graph = trace(
         PackedDecoder(model, layers),
@@ -52,17 +52,17 @@ def export_decoder(model: PreTrainedModel, max_length: int, opset: int) -> Expor
         opset=opset,
     )
     tidy(graph, model)
-    _check_contract(graph, inputs, outputs, type(model).__name__)
+    check_contract(graph, inputs, outputs, type(model).__name__)
     return ExportedGraph(graph, kv, features=(), max_length=max_length)
 
 
-def _outputs(num_layers: int) -> list[str]:
+def pool_outputs(num_layers: int) -> list[str]:
     """Output names in the order of `PackedDecoder.forward`."""
     pools = [name(layer) for layer in range(num_layers) for name in (key_cache_out, value_cache_out)]
     return [LOGITS.name, *pools]
 
 
-def _check_contract(
+def check_contract(
     graph: ir.Model, inputs: Sequence[TensorSpec], outputs: Sequence[str], model_name: str
 ) -> None:
     """The graph has exactly the contract's inputs and outputs. Raises UnsupportedModel."""

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.export import Dim
 
+from model_repo.runtime.contract import CROSS
+
 from .probe import LayerSpec
 
 _BLOCK_SIZE = 8
@@ -18,10 +20,12 @@ _PAST_LENS = (0, 8, 2)
 _NEW_TOKENS = (5, 1, 6)
 _LOGITS_ROWS = (4, 11)
 _VOCABULARY_START = 4  # ids below may be special tokens
+_CROSS_BLOCKS = 17
+_MAX_CROSS_BLOCKS = 2
 
 
 class ExampleStep(NamedTuple):
-    """Arguments of `PackedDecoder.forward`, and the dynamic dimensions of each."""
+    """Arguments of the wrapper's forward (see `packed.py`), and the dynamic dimensions of each."""
 
     arguments: tuple[Any, ...]
     dynamic_shapes: tuple[Any, ...]
@@ -43,12 +47,14 @@ def example_step(layers: Sequence[LayerSpec]) -> ExampleStep:
             block = int(block_table[sequence, position // _BLOCK_SIZE])
             positions.append(position)
             slots.append(block * _BLOCK_SIZE + position % _BLOCK_SIZE)
+    groups = [layer.group for layer in layers for _ in range(2)]
     pools = [
-        torch.zeros(_NUM_BLOCKS, _BLOCK_SIZE, layer.kv_heads, size)
+        torch.zeros(_CROSS_BLOCKS if layer.group == CROSS else _NUM_BLOCKS, _BLOCK_SIZE, layer.kv_heads, size)
         for layer in layers
         for size in (layer.key_dim, layer.value_dim)
     ]
     tokens = starts[-1]
+    cross = _cross_step(tokens) if CROSS in groups else ()
     arguments = (
         torch.arange(_VOCABULARY_START, _VOCABULARY_START + tokens, dtype=torch.int32),
         _int32(positions),
@@ -57,16 +63,29 @@ def example_step(layers: Sequence[LayerSpec]) -> ExampleStep:
         block_table,
         _int32(slots),
         _int32(_LOGITS_ROWS),
+        *cross,
         pools,
     )
-    return ExampleStep(arguments, _dynamic_shapes(len(pools)))
+    return ExampleStep(arguments, _dynamic_shapes(groups))
 
 
-def _dynamic_shapes(num_pools: int) -> tuple[Any, ...]:
-    """One dimension map for each argument of the step."""
+def _cross_step(tokens: int) -> tuple[Tensor, ...]:
+    """`contract.CROSS_INPUTS`: one encoder output of a block and a bit, which every token attends to."""
+    return (
+        torch.arange(tokens + 1, dtype=torch.int32),
+        torch.full((tokens,), _BLOCK_SIZE, dtype=torch.int32),
+        torch.arange(_MAX_CROSS_BLOCKS, dtype=torch.int32).repeat(tokens, 1),
+        torch.full((tokens,), -1, dtype=torch.int32),
+    )
+
+
+def _dynamic_shapes(pool_groups: Sequence[int]) -> tuple[Any, ...]:
+    """One dimension map for each argument of the step; `pool_groups`: the KV group of each pool."""
     tokens, batch = Dim("tokens", min=1, max=1 << 20), Dim("batch", min=1, max=1 << 16)
     max_blocks, selected = Dim("max_blocks", min=1, max=1 << 20), Dim("selected", min=1, max=1 << 20)
     num_blocks, block_size = Dim("num_blocks", min=1, max=1 << 24), Dim("block_size", min=1, max=1 << 16)
+    num_cross, max_cross = Dim("num_blocks_1", min=1, max=1 << 24), Dim("max_blocks_1", min=1, max=1 << 20)
+    cross = ({0: tokens + 1}, {0: tokens}, {0: tokens, 1: max_cross}, {0: tokens})
     return (
         {0: tokens},
         {0: tokens},
@@ -75,7 +94,8 @@ def _dynamic_shapes(num_pools: int) -> tuple[Any, ...]:
         {0: batch, 1: max_blocks},
         {0: tokens},
         {0: selected},
-        [{0: num_blocks, 1: block_size}] * num_pools,
+        *(cross if CROSS in pool_groups else ()),
+        [{0: num_cross if group == CROSS else num_blocks, 1: block_size} for group in pool_groups],
     )
 
 

@@ -15,6 +15,8 @@ class ExportedGraph:
 
     `features` names what the graph has beyond the plain contract. `max_length`: the longest sequence, in
     tokens, that the graph was made for. `encoder_inputs`: input names of an encoder's graph, in order.
+    `encoder`: the graph that an encoder-decoder has beside its decoder's, and `encoder_positions`, the longest output
+    of it.
     """
 
     model: ir.Model
@@ -22,3 +24,5 @@ class ExportedGraph:
     features: tuple[str, ...]
     max_length: int
     encoder_inputs: tuple[str, ...] = ()
+    encoder: ir.Model | None = None
+    encoder_positions: int = 0

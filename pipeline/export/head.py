@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 
 from .attention import UnsupportedModel
 
@@ -18,17 +21,25 @@ def packed_logits(
     position_ids: Tensor | None,
     logits_indices: Tensor,
     attention_mask: Tensor | None = None,
+    encoder_hidden: Tensor | None = None,
 ) -> Tensor:
     """Logits [selected, vocab] of rows `logits_indices` [selected] of the packed tokens `input_ids` [tokens].
 
+    `encoder_hidden` [1, positions, hidden]: what an encoder-decoder's encoder gave; its decoder alone is run.
     The rows are chosen in a hook before the head, so what the model does to its logits afterwards (scaling,
     softcap) stays in place. Raises UnsupportedModel when the head is not called exactly once.
     """
-    arguments: dict[str, Any] = {"use_cache": False}
-    if position_ids is not None and "position_ids" in inspect.signature(model.forward).parameters:
-        arguments["position_ids"] = position_ids[None]
+    prefix = "" if encoder_hidden is None else "decoder_"
+    arguments: dict[str, Any] = {"use_cache": False, f"{prefix}input_ids": input_ids[None]}
+    if encoder_hidden is not None:
+        # Tables of positions may be indexed (weight[positions]); ONNX's GatherND takes no int32.
+        position_ids = None if position_ids is None else position_ids.long()
+        arguments["encoder_outputs"] = BaseModelOutput(last_hidden_state=encoder_hidden)
+    takes_positions = f"{prefix}position_ids" in inspect.signature(model.forward).parameters
+    if position_ids is not None and takes_positions:
+        arguments[f"{prefix}position_ids"] = position_ids[None]
     if attention_mask is not None:
-        arguments["attention_mask"] = attention_mask[None]
+        arguments[f"{prefix}attention_mask"] = attention_mask[None]
     calls = 0
 
     def choose_rows(_: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -42,8 +53,10 @@ def packed_logits(
             f"{type(model).__name__} has no language head; a causal language model is needed"
         )
     hook = head.register_forward_pre_hook(choose_rows)
+    counted = position_ids if encoder_hidden is not None and not takes_positions else None
     try:
-        logits: Tensor = model(input_ids[None], **arguments).logits[0]
+        with _positions_given(model, counted):
+            logits: Tensor = model(**arguments).logits[0]
     finally:
         hook.remove()
     if calls != 1:
@@ -51,3 +64,29 @@ def packed_logits(
             f"{type(model).__name__} calls its language head {calls} times; once is supported"
         )
     return logits
+
+
+@contextmanager
+def _positions_given(model: nn.Module, position_ids: Tensor | None) -> Iterator[None]:
+    """Every module that is called with position_ids gets these instead; None leaves them as they are.
+
+    Decoders of the BART kind take no positions: they count the tokens, and tell the table of positions by name.
+    """
+    if position_ids is None:
+        yield
+        return
+
+    def replace(
+        _: nn.Module, inputs: tuple[Any, ...], names: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        counted = names.get("position_ids")
+        if not isinstance(counted, Tensor):
+            return None
+        return inputs, names | {"position_ids": position_ids if counted.dim() == 1 else position_ids[None]}
+
+    hooks = [module.register_forward_pre_hook(replace, with_kwargs=True) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

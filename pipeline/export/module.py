@@ -19,6 +19,7 @@ from pipeline.module_example import ModuleExample
 from pipeline.sources.user_code import guarded, user_line
 
 from .attention import UnsupportedModel
+from .lengths import lengths_that_change
 from .tensor_model import Array, Feeds, TensorModel, checked_dtype
 from .tidy import tidy
 from .trace import trace
@@ -95,14 +96,15 @@ class TorchModel(TensorModel):
         names = [spec.name for spec in self.inputs]
         wrapper = _Flat(self._module, names if self._by_name else None)
         try:
-            graph = trace(
-                wrapper,
-                tuple(torch.from_numpy(feeds[name]) for name in names),
-                dynamic_shapes=(shapes,),
-                input_names=names,
-                output_names=self.output_names,
-                opset=opset,
-            )
+            with lengths_that_change(self._module):
+                graph = trace(
+                    wrapper,
+                    tuple(torch.from_numpy(feeds[name]) for name in names),
+                    dynamic_shapes=(shapes,),
+                    input_names=names,
+                    output_names=self.output_names,
+                    opset=opset,
+                )
         except UnsupportedModel as error:
             raise _explained(error, self._what) from error
         tidy(graph, self._module)

@@ -20,12 +20,15 @@ RELATIVE_TOLERANCE = 1e-3
 """Of the largest value: float32 noise of another row order is a thousand times smaller."""
 
 
-def check_packing(model: PreTrainedModel) -> None:
-    """Raises UnsupportedModel when a row of the step depends on other rows outside attention."""
+def check_packing(model: PreTrainedModel, encoder_hidden: Tensor | None = None) -> None:
+    """Raises UnsupportedModel when a row of the step depends on other rows outside attention.
+
+    `encoder_hidden`: what the encoder of an encoder-decoder gave, see `packed_logits`.
+    """
     device = next(model.parameters()).device
     order = torch.tensor(_ORDER, device=device)
-    plain = _run(model, torch.arange(len(_ORDER), device=device))
-    shuffled = _run(model, order)
+    plain = _run(model, torch.arange(len(_ORDER), device=device), encoder_hidden)
+    shuffled = _run(model, order, encoder_hidden)
     for number, (expected, found) in enumerate(zip(plain, shuffled, strict=True)):
         expected = expected[order].float()
         difference = (expected - found.float()).abs().max()
@@ -39,7 +42,7 @@ def check_packing(model: PreTrainedModel) -> None:
             )
 
 
-def _run(model: PreTrainedModel, order: Tensor) -> list[Tensor]:
+def _run(model: PreTrainedModel, order: Tensor, encoder_hidden: Tensor | None) -> list[Tensor]:
     """Logits, then query, key and value of every attention call, with the rows in `order`."""
     device = order.device
     ids = torch.arange(4, 4 + len(_ORDER), dtype=torch.int32, device=device)[order]
@@ -47,7 +50,7 @@ def _run(model: PreTrainedModel, order: Tensor) -> list[Tensor]:
     rows = torch.arange(len(_ORDER), dtype=torch.int32, device=device)
     recorder = _RowLocal()
     with answering(recorder), torch.no_grad():
-        logits = packed_logits(model, ids, positions, rows)
+        logits = packed_logits(model, ids, positions, rows, encoder_hidden=encoder_hidden)
     return [logits, *recorder.seen]
 
 
@@ -58,6 +61,9 @@ class _RowLocal:
         self.seen: list[Tensor] = []
 
     def attend(self, call: AttentionCall) -> Tensor:
-        """The token's own value."""
+        """The token's own value; of cross-attention, whose keys and values are no token's, its own query."""
+        if not call.causal:
+            self.seen += [call.query] * 3
+            return call.query[..., : call.value.shape[2]]
         self.seen += [call.query, call.key, call.value]
         return call.value.repeat_interleave(call.query.shape[1] // call.value.shape[1], dim=1)

@@ -7,7 +7,7 @@ which also finds masks of other shapes (chunked, bidirectional), and refuses the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionMaskInterface, PreTrainedModel
 
-from model_repo.runtime.contract import KVSpec
+from model_repo.runtime.contract import CROSS, KVSpec
 
 from .attention import PAGED, PROBE, AttentionCall, UnsupportedModel, answering
 from .head import packed_logits
@@ -27,7 +27,10 @@ MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor | bool]
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """What one layer asks of attention. `window` 0: the whole past; `softcap` 0: off."""
+    """What one call of attention asks for. `window` 0: the whole past; `softcap` 0: off.
+
+    `group`: 0 for self-attention, CROSS where the encoder's output is attended to.
+    """
 
     heads: int
     kv_heads: int
@@ -37,20 +40,23 @@ class LayerSpec:
     window: int
     softcap: float
     has_sink: bool
+    group: int = 0
 
     def kv(self, dtype: str) -> KVSpec:
         """What the layer keeps for each token, with pools of `dtype`."""
-        return KVSpec(0, self.kv_heads, self.key_dim, self.value_dim, self.window, dtype)
+        return KVSpec(self.group, self.kv_heads, self.key_dim, self.value_dim, self.window, dtype)
 
 
-def probe(model: PreTrainedModel) -> tuple[LayerSpec, ...]:
+def probe(model: PreTrainedModel, encoder_hidden: Tensor | None = None) -> tuple[LayerSpec, ...]:
     """The layers' needs, in layer order; the model is left under paged attention.
 
+    With `encoder_hidden` [1, positions, hidden], what the encoder gave (positions not PROBE_TOKENS), those of the
+    decoder's calls of attention, in the order in which they come: self- and cross-attention of a layer count apart.
     Raises UnsupportedModel when the model does not use the attention interface, when a layer keeps other
     state than keys and values, or when it wants a mask that is neither causal nor a sliding window.
     """
     _set_attention(model, PROBE)
-    recorder = _Recorder()
+    recorder = _Recorder(None if encoder_hidden is None else encoder_hidden.shape[1])
     AttentionMaskInterface.register(PROBE, recorder.make_mask)
     device = next(model.parameters()).device
     try:
@@ -61,10 +67,13 @@ def probe(model: PreTrainedModel) -> tuple[LayerSpec, ...]:
                 None,
                 torch.tensor([PROBE_TOKENS - 1], dtype=torch.int32, device=device),
                 attention_mask=torch.ones(PROBE_TOKENS, dtype=torch.int64, device=device),
+                encoder_hidden=encoder_hidden,
             )
     finally:
         _set_attention(model, PAGED)
     name, layers = type(model).__name__, recorder.layers
+    if encoder_hidden is not None:
+        return _decoder_calls(name, layers)
     expected = getattr(model.config.get_text_config(), "num_hidden_layers", len(layers))
     if sorted(layers) != list(range(expected)):
         missing = sorted(set(range(expected)) - set(layers))
@@ -73,6 +82,16 @@ def probe(model: PreTrainedModel) -> tuple[LayerSpec, ...]:
             "state, or do not use the attention interface); supported are decoders made of attention layers"
         )
     return tuple(spec for _, spec in sorted(layers.items()))
+
+
+def _decoder_calls(name: str, calls: Mapping[int, LayerSpec]) -> tuple[LayerSpec, ...]:
+    """All calls in order. Raises UnsupportedModel unless there are both kinds."""
+    if not {0, CROSS}.issubset(spec.group for spec in calls.values()):
+        raise UnsupportedModel(
+            f"{name} has an encoder, but its decoder's layers do not call attention once for their own tokens and once "
+            "for the encoder's output; supported are encoder-decoders whose decoders do"
+        )
+    return tuple(calls.values())
 
 
 def mask_window(visible: MaskFunction, limit: int = 1 << 17) -> int:
@@ -116,11 +135,19 @@ def mask_window(visible: MaskFunction, limit: int = 1 << 17) -> int:
     return window
 
 
-class _Recorder:
-    """Records each layer's needs; answers attention with zeros."""
+def _sees_all(visible: MaskFunction) -> bool:
+    """Whether every query may see every key, as far as a few of them tell."""
+    zero = torch.tensor(0)
+    places = [torch.tensor(place) for place in (0, 1, 7, 64, 1 << 16)]
+    return all(bool(torch.as_tensor(visible(zero, zero, query, key))) for query in places for key in places)
 
-    def __init__(self) -> None:
+
+class _Recorder:
+    """Records each layer's needs; answers attention with zeros. `encoder_positions`: None without an encoder."""
+
+    def __init__(self, encoder_positions: int | None) -> None:
         self.layers: dict[int, LayerSpec] = {}
+        self._encoder_positions = encoder_positions
         self._masks: list[tuple[Tensor, MaskFunction]] = []
 
     def make_mask(
@@ -133,11 +160,18 @@ class _Recorder:
 
     def attend(self, call: AttentionCall) -> Tensor:
         """Remembers the call's layer."""
-        layer = len(self.layers) if call.layer is None else call.layer
+        in_order = call.layer is None or self._encoder_positions is not None
+        layer = len(self.layers) if in_order or call.layer is None else call.layer
         if layer in self.layers:
             raise UnsupportedModel(f"layer {layer} ({call.module}) calls attention twice; once is supported")
         tokens, heads, key_dim = call.query.shape
         _, kv_heads, value_dim = call.value.shape
+        group = self._group(call)
+        if call.bias is not None and bool(call.bias.any()):
+            raise UnsupportedModel(
+                f"{call.module} adds position_bias to the scores of attention (relative positions, as T5 has them), "
+                "which the paged operator does not know; supported are scale, sliding window, softcap and sinks"
+            )
         self.layers[layer] = LayerSpec(
             heads,
             kv_heads,
@@ -147,16 +181,37 @@ class _Recorder:
             self._window(call),
             call.softcap,
             call.sink is not None,
+            group,
         )
         return call.query.new_zeros(tokens, heads, value_dim)
 
+    def _group(self, call: AttentionCall) -> int:
+        """Cross-attention is not causal and has as many keys as the encoder has positions."""
+        if call.causal and call.key.shape[0] == call.query.shape[0]:
+            return 0
+        if self._encoder_positions is None or call.key.shape[0] != self._encoder_positions:
+            raise UnsupportedModel(
+                f"{call.module} attends to later tokens; a decoder whose attention is causal is needed"
+            )
+        masked = call.mask is not None and not _sees_all(self._function(call))
+        if call.causal or masked or call.window or call.value.shape[2] > call.query.shape[2]:
+            raise UnsupportedModel(
+                f"{call.module} attends to the encoder's output with a mask, a window, causally, or with values wider "
+                "than keys; supported is cross-attention to all of its positions"
+            )
+        return CROSS
+
     def _window(self, call: AttentionCall) -> int:
         """The mask decides; the argument counts where the model makes no mask."""
-        if call.mask is None:
+        if call.mask is None or not call.causal:
             return call.window
+        return mask_window(self._function(call))
+
+    def _function(self, call: AttentionCall) -> MaskFunction:
+        """The function behind the call's mask."""
         for mask, function in self._masks:
             if mask is call.mask:
-                return mask_window(function)
+                return function
         raise UnsupportedModel(
             f"{call.module} makes an attention mask of its own; only masks made by transformers' mask "
             "functions can be read"

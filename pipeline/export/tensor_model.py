@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from model_repo.runtime.contract import AxisSpec, TensorSpec
 from model_repo.runtime.errors import BadInput
+from model_repo.runtime.image_steps import ImageSteps
 
 Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]
@@ -35,6 +36,8 @@ class TensorModel(ABC):
     example: Feeds
     origin: str
     """What the exported graph is compared with: 'the torch module'."""
+    images: ImageSteps | None = None
+    """What is served around a model of images."""
 
     @property
     @abstractmethod

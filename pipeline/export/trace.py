@@ -14,6 +14,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from .attention import UnsupportedModel
+from .decompositions import without_decompositions
 from .translation import translation_table
 
 
@@ -37,6 +38,7 @@ def trace(
             program = torch.export.export(
                 module.eval(), arguments, dynamic_shapes=dynamic_shapes, strict=False
             )
+        without_decompositions(program)
         return translate(
             program,
             dynamic_shapes=dynamic_shapes,

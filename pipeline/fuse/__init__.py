@@ -19,6 +19,7 @@ from .constant_folding import ConstantFolding
 from .conv_affine import ConvAffine
 from .dense_attention import DenseAttention
 from .duplicate_weights import DuplicateWeights
+from .embed_layer_norm import EmbedLayerNorm
 from .gate_up import GateUp
 from .gated_halves import GeGlu, SwiGlu
 from .head_norm import HeadNorm
@@ -26,6 +27,7 @@ from .index_cast import IndexCast
 from .layer_norm import LayerNorm
 from .linear import Linear
 from .neutral_elements import NeutralElements
+from .packed_texts import PackedTexts
 from .qkv import Qkv
 from .rms_norm import RmsNorm
 from .rotary import Rotary
@@ -75,6 +77,8 @@ def rules(max_length: int | None) -> tuple[Rule, ...]:
         BiasGelu(),
         SkipRmsNorm(),
         SkipLayerNorm(),
+        PackedTexts(),  # after what it must know: few operators are left
+        EmbedLayerNorm(),
     )
 
 

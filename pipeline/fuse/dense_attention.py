@@ -15,6 +15,7 @@ from typing import ClassVar, NamedTuple
 
 import onnx_ir as ir
 
+from .attention_heads import HEADS_FIRST, own_heads, rows_from, rows_of
 from .attention_mask import spell_out_masks
 from .matching import (
     Dims,
@@ -34,7 +35,6 @@ from .rule import Matches, NearMiss, Rule
 
 FIRST_OPSET = 23
 """The opset that brought Attention."""
-_HEADS_FIRST = (0, 2, 1, 3)
 _KEYS_LAST = ((0, 1, 3, 2), (0, 2, 3, 1))
 
 
@@ -44,9 +44,13 @@ class _Found(NamedTuple):
     query: ir.Value
     key: ir.Value
     value: ir.Value
-    mask: ir.Value | None
+    masks: tuple[ir.Value, ...]  # added to the scores one after the other
     scale: float
     product: ir.Node
+
+
+Joined = dict[tuple[ir.Value, ...], ir.Value]
+"""Sums of masks that were made: layers share them."""
 
 
 class DenseAttention(Rule):
@@ -57,6 +61,7 @@ class DenseAttention(Rule):
     def rewrite(self, model: ir.Model) -> Matches:
         """Fuses where nothing else reads scores or weights; the mask must be added after the scaling."""
         count, missed = 0, []
+        joined: Joined = {}
         for node in list(model.graph):
             if node.op_type != "Softmax" or node.domain != "" or rank(node.outputs[0]) != 4:
                 continue
@@ -67,7 +72,7 @@ class DenseAttention(Rule):
                 missed.append(NearMiss(node_name(node), found))
                 continue
             if found is not None:
-                _fuse(found, node)
+                _fuse(found, node, joined)
                 count += 1
         if count:
             spell_out_masks(model)
@@ -82,16 +87,14 @@ def _match(softmax: ir.Node) -> _Found | str | None:
         return None
     if product is None or product.inputs[0] is not softmax.outputs[0]:
         return "something else than the product with the values reads the weights"
-    mask, scale = None, 1.0
-    add = made_by(scores, "Add")
-    if add is not None:
-        for given, other in (add.inputs, tuple(reversed(add.inputs))):
-            if _scores(other) is not None:
-                scores, mask = other, given
-                break
-        else:
+    scale, masks, inner = 1.0, [], [scores]
+    while scores is not None and _scores(scores) is None:
+        apart = _without_mask(scores)
+        if apart is None:
             return "the operand of the softmax is no product of queries and keys"
-    inner = [softmax.inputs[0]] if mask is None else [softmax.inputs[0], scores]
+        scores, mask = apart
+        masks.append(mask)
+        inner.append(scores)
     while scores is not None and made_by(scores, "MatMul") is None:
         scaled = _scaled(scores)
         if scaled is None:
@@ -109,15 +112,27 @@ def _match(softmax: ir.Node) -> _Found | str | None:
     value = product.inputs[1]
     if query is None or key is None or value is None:
         return "the keys are not transposed for the product"
-    if mask is not None and not _mask_fits(mask, matmul.outputs[0]):
-        return f"the mask has shape {dims(mask)}, the scores {dims(matmul.outputs[0])}"
+    for mask in masks:
+        if not _mask_fits(mask, matmul.outputs[0]):
+            return f"the mask has shape {dims(mask)}, the scores {dims(matmul.outputs[0])}"
+    key, value = own_heads(key), own_heads(value)
     shapes = [dims(query), dims(key), dims(value)]
     if any(shape is None or len(shape) != 4 for shape in shapes):
         return f"query, key and value have shapes {shapes[0]}, {shapes[1]} and {shapes[2]}"
     heads = [shape[1] for shape in shapes if shape is not None]
-    if len(set(heads)) > 1 or not isinstance(heads[0], int):
+    counts = [count for count in heads if isinstance(count, int)]
+    if len(counts) < 3 or counts[1] != counts[2] or counts[0] % counts[1]:
         return f"query, key and value have {heads[0]}, {heads[1]} and {heads[2]} heads"
-    return _Found(query, key, value, mask, scale * factor * other_factor, product)
+    return _Found(query, key, value, tuple(reversed(masks)), scale * factor * other_factor, product)
+
+
+def _without_mask(value: ir.Value) -> tuple[ir.Value, ir.Value] | None:
+    """Scores and the mask that was added to them last, where `value` is their sum."""
+    add = made_by(value, "Add")
+    for mask, other in () if add is None else (add.inputs, tuple(reversed(add.inputs))):
+        if other is not None and mask is not None and _leads_to_scores(other):
+            return other, mask
+    return None
 
 
 def _scores(value: ir.Value | None) -> ir.Value | None:
@@ -178,12 +193,12 @@ def _key(value: ir.Value | None) -> tuple[ir.Value | None, float]:
     moved = ir.node(
         "Transpose",
         [source],
-        {"perm": list(_HEADS_FIRST)},
+        {"perm": list(HEADS_FIRST)},
         outputs=[
             output(
                 f"{node.outputs[0].name}_keys",
                 source.dtype,
-                None if shape is None else tuple(shape[axis] for axis in _HEADS_FIRST),
+                None if shape is None else tuple(shape[axis] for axis in HEADS_FIRST),
             )
         ],
         name=f"{node_name(node)}_keys",
@@ -201,11 +216,31 @@ def _mask_fits(mask: ir.Value, scores: ir.Value) -> bool:
     return given[-1] == wanted[-1] and all(size in (1, full) for size, full in pairs)
 
 
-def _fuse(found: _Found, softmax: ir.Node) -> None:
+def _leads_to_scores(value: ir.Value | None) -> bool:
+    """Whether `value` is a product of queries and keys, or a sum of one and masks."""
+    return value is not None and (_scores(value) is not None or _without_mask(value) is not None)
+
+
+def _joined(masks: tuple[ir.Value, ...], place: ir.Node, joined: Joined) -> ir.Value | None:
+    """The sum of the masks; None when there is none. The first ones are added first."""
+    if len(masks) < 2:
+        return masks[0] if masks else None
+    if masks not in joined:
+        first, last = _joined(masks[:-1], place, joined), masks[-1]
+        assert first is not None
+        sizes = [(1,) * (4 - (rank(mask) or 0)) + (dims(mask) or ()) for mask in (first, last)]
+        shape = [size if size != 1 else other for size, other in zip(*sizes, strict=True)]
+        name = f"{last.name}_sum_{len(joined)}"
+        add = ir.node("Add", [first, last], outputs=[output(name, last.dtype, shape)], name=name)
+        joined[masks] = insert_before(place, add)
+    return joined[masks]
+
+
+def _fuse(found: _Found, softmax: ir.Node, joined: Joined) -> None:
     """Puts the Attention where the product with the values was."""
     rows = [rows_of(value) for value in (found.query, found.key, found.value)]
     scale = found.scale
-    together = _together(found.product.outputs[0])
+    together = rows_from(found.product.outputs[0])
     shape = dims(found.query)
     value_shape = dims(found.value)
     assert shape is not None
@@ -216,7 +251,8 @@ def _fuse(found: _Found, softmax: ir.Node) -> None:
     new_shape: Dims = (*shape[:3], value_shape[3])
     if together is not None and all(value is not None for value in rows):
         assert isinstance(shape[1], int)
-        attributes = {"q_num_heads": shape[1], "kv_num_heads": shape[1]}
+        assert isinstance(value_shape[1], int)
+        attributes = {"q_num_heads": shape[1], "kv_num_heads": value_shape[1]}
         for index in (0, 1):  # Whisper scales the queries before it moves their heads apart
             rows[index], factor = _unscaled(rows[index])
             scale *= factor
@@ -226,7 +262,7 @@ def _fuse(found: _Found, softmax: ir.Node) -> None:
     size = shape[3]
     if not isinstance(size, int) or not math.isclose(scale, size**-0.5, rel_tol=1e-6):
         attributes["scale"] = scale
-    mask = found.mask
+    mask = _joined(found.masks, last, joined)
     if mask is not None and rank(mask) == 1:
         graph = softmax.graph
         assert isinstance(graph, ir.Graph)
@@ -246,35 +282,3 @@ def _fuse(found: _Found, softmax: ir.Node) -> None:
         metadata_props=dict(softmax.metadata_props),
     )
     replace(old, insert_before(last, attention))
-
-
-def rows_of(value: ir.Value) -> ir.Value | None:
-    """Rows [batch, length, heads * size], where `value` is these rows with their heads moved apart."""
-    transpose = made_by(value, "Transpose")
-    if transpose is None or "perm" not in transpose.attributes:
-        return None
-    reshape = made_by(transpose.inputs[0], "Reshape")
-    if tuple(transpose.attributes["perm"].as_ints()) != _HEADS_FIRST or reshape is None:
-        return None
-    apart, rows = dims(transpose.inputs[0]), dims(reshape.inputs[0])
-    if apart is None or rows is None or len(rows) != 3 or rows[:2] != apart[:2]:
-        return None
-    heads, size, width = apart[2], apart[3], rows[2]
-    if not isinstance(heads, int) or not isinstance(size, int) or width != heads * size:
-        return None
-    return reshape.inputs[0]
-
-
-def _together(value: ir.Value) -> ir.Node | None:
-    """The Reshape that gives rows [batch, length, heads * size] of `value` [batch, heads, length, size]."""
-    transpose = only_reader(value, "Transpose")
-    if transpose is None or "perm" not in transpose.attributes:
-        return None
-    reshape = only_reader(transpose.outputs[0], "Reshape")
-    if tuple(transpose.attributes["perm"].as_ints()) != _HEADS_FIRST or reshape is None:
-        return None
-    apart, rows = dims(value), dims(reshape.outputs[0])
-    if apart is None or rows is None or len(rows) != 3 or rows[:2] != (apart[0], apart[2]):
-        return None
-    heads, size = apart[1], apart[3]
-    return reshape if isinstance(heads, int) and isinstance(size, int) and rows[2] == heads * size else None

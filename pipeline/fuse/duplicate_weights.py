@@ -13,6 +13,8 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from pipeline.graph import content_digest
+
 from .matching import SMALL
 from .rule import Matches, NearMiss, Rule
 from .weights import Origin, read_origin, write_origin
@@ -24,7 +26,7 @@ class DuplicateWeights(Rule):
     name: ClassVar[str] = "duplicate_weights"
 
     def rewrite(self, model: ir.Model) -> Matches:
-        """Reads only weights whose type and shape another weight has too, one at a time."""
+        """Reads only weights that share type and shape, one at a time, and none that is a weight file already."""
         graph = model.graph
         alike: dict[tuple[ir.DataType, tuple[int, ...]], list[ir.Value]] = defaultdict(list)
         for value in graph.initializers.values():
@@ -33,10 +35,9 @@ class DuplicateWeights(Rule):
                 alike[tensor.dtype, tuple(tensor.shape.numpy())].append(value)
         count, missed = 0, []
         for values in alike.values():
-            kept: dict[bytes, ir.Value] = {}
+            kept: dict[str, ir.Value] = {}
             for value in values if len(values) > 1 else ():
-                assert value.const_value is not None
-                digest = hashlib.sha256(value.const_value.tobytes()).digest()
+                digest = _digest(value)
                 first = kept.setdefault(digest, value)
                 if first is value:
                     continue
@@ -52,6 +53,13 @@ class DuplicateWeights(Rule):
                 del graph.initializers[value.name or ""]
                 count += 1
         return Matches(count, tuple(missed))
+
+
+def _digest(value: ir.Value) -> str:
+    """sha256 of a weight's bytes; a weight file is named by its own, so it is not read."""
+    tensor = value.const_value
+    assert tensor is not None
+    return content_digest(tensor) or hashlib.sha256(tensor.tobytes()).hexdigest()
 
 
 def _merged(first: tuple[Origin, ...], second: tuple[Origin, ...]) -> tuple[Origin, ...]:

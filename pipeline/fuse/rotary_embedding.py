@@ -12,7 +12,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from .dense_attention import rows_of
+from .attention_heads import rows_of
 from .matching import (
     add_weight,
     dims,

@@ -11,12 +11,15 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from model_repo.runtime.contract import (
+    CROSS,
     LOGITS,
     KVSpec,
     StepTensors,
     key_cache,
     value_cache,
 )
+
+from .cross import Source, SourceBlocks
 
 BLOCK_SIZE = 8
 """Tokens: small, so that prompts span several blocks."""
@@ -37,19 +40,29 @@ class Part(NamedTuple):
 
 
 def run_decoder(
-    session: ort.InferenceSession, kv: Sequence[KVSpec], prompts: Sequence[Sequence[int]]
+    session: ort.InferenceSession,
+    kv: Sequence[KVSpec],
+    prompts: Sequence[Sequence[int]],
+    sources: Sequence[Source] = (),
 ) -> list[npt.NDArray[np.float32]]:
     """Logits of every token of every prompt: one float32 [len(prompt), vocab] each.
+
+    `sources`: what the encoder gave, for a decoder with cross-attention; prompts attend to them in turn.
 
     The graph writes to its pools in place. All prompts are in flight from the first step on; as their lengths
     differ, later steps mix prefill chunks with single tokens.
     """
     tables = block_tables([len(prompt) for prompt in prompts])
-    zeroed = zeroed_pools(kv, int(tables.max()) + 1)
+    blocks = SourceBlocks(sources, BLOCK_SIZE) if sources else None
+    zeroed = zeroed_pools(kv, int(tables.max()) + 1, blocks.num_blocks if blocks else 0)
+    if blocks is not None:
+        blocks.write(kv, zeroed)
     pools = {name: ort.OrtValue.ortvalue_from_numpy(pool) for name, pool in zeroed.items()}
     results: list[list[npt.NDArray[np.float32]]] = [[] for _ in prompts]
     for parts in schedule([len(prompt) for prompt in prompts]):
         step = step_tensors(parts, prompts, tables)
+        if blocks is not None:
+            step = blocks.with_sources(step, [part.sequence for part in parts])
         binding = session.io_binding()
         for name, array in asdict(step).items():
             binding.bind_cpu_input(name, array)
@@ -114,10 +127,13 @@ def step_tensors(
     )
 
 
-def zeroed_pools(kv: Sequence[KVSpec], num_blocks: int) -> dict[str, npt.NDArray[np.generic]]:
+def zeroed_pools(
+    kv: Sequence[KVSpec], num_blocks: int, num_cross_blocks: int = 0
+) -> dict[str, npt.NDArray[np.generic]]:
     """Pools by input name, [num_blocks, BLOCK_SIZE, kv_heads, dim]; the graph writes to them."""
     pools = {}
     for layer, spec in enumerate(kv):
+        blocks = num_cross_blocks if spec.group == CROSS else num_blocks
         for name, dim in ((key_cache(layer), spec.key_dim), (value_cache(layer), spec.value_dim)):
-            pools[name] = np.zeros((num_blocks, BLOCK_SIZE, spec.kv_heads, dim), np.dtype(spec.dtype))
+            pools[name] = np.zeros((blocks, BLOCK_SIZE, spec.kv_heads, dim), np.dtype(spec.dtype))
     return pools

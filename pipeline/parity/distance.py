@@ -66,6 +66,16 @@ def _one(wanted: Array, found: Array) -> float:
     return float(gaps.max()) / typical if typical > 0 else float("inf")
 
 
+def filled(wanted: Sequence[Array], found: Sequence[Array]) -> list[Array]:
+    """`wanted` with the numbers of `found` where it is masked (`numpy.ma`): nobody knows what should be there."""
+    return [
+        np.where(np.ma.getmaskarray(left), right.reshape(left.shape), np.ma.getdata(left))
+        if isinstance(left, np.ma.MaskedArray)
+        else left
+        for left, right in zip(wanted, found, strict=True)
+    ]
+
+
 def range_of(name: str, arrays: Sequence[Array]) -> Range | None:
     """The range of a tensor over all runs; None when it holds no numbers."""
     flat = [array.reshape(-1).astype(np.float64) for array in arrays if array.dtype.kind in "fiub"]

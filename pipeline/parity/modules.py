@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import onnx_ir as ir
 
+from calibration.slices import used
 from pipeline.notes import MODULE
 
 from .decoder import schedule
-from .slices import used
+from .padding import together
 from .stepwise import Tensor
 from .walk import NodeNote
 
@@ -131,7 +132,12 @@ class ModuleReference:
         """The recorded output, arranged as the graph's runs have it."""
         module, place = self._source[value]
         arrays = [np.load(_file(self._folder, module, call, place)) for call in range(len(self._inputs))]
-        return arrays if self._kind != "decoder" else _packed(arrays, [len(ids) for ids in self._inputs])
+        if self._kind == "decoder":
+            return _packed(arrays, [len(ids) for ids in self._inputs])
+        if self._kind == "encoder":  # its first run has all texts
+            every = together(arrays, [len(ids) for ids in self._inputs])
+            return None if every is None else [every, *arrays]
+        return arrays
 
     def nodes(self, value: ir.Value) -> tuple[NodeNote, ...]:
         """None: what computes it is the module."""

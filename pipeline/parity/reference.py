@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,7 @@ import torch
 
 from pipeline.export.sentence import dense_modules
 
+from .cross import encoder_arrays
 from .encoder import rows_of, token_types
 
 if TYPE_CHECKING:
@@ -33,6 +34,13 @@ def run_loaded(
 ) -> list[npt.NDArray[np.float32]]:
     """`run_module` on a module that is loaded already."""
     with torch.inference_mode():
+        if source.encoder is not None:
+            arrays = encoder_arrays(source.encoder, source.vocab_size)
+            name = source.encoder.input.name
+            return [
+                _attending_logits(model, ids, name, arrays[place % len(arrays)])
+                for place, ids in enumerate(inputs)
+            ]
         if source.kind == "decoder":
             return [_logits(model, ids) for ids in inputs]
         if source.head.kind == "embedding":
@@ -43,6 +51,15 @@ def run_loaded(
 def _logits(model: PreTrainedModel, ids: Sequence[int]) -> npt.NDArray[np.float32]:
     """float32 [len(ids), vocab]."""
     logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits
+    return np.asarray(logits[0].float().numpy(), np.float32)
+
+
+def _attending_logits(
+    model: PreTrainedModel, ids: Sequence[int], name: str, array: npt.NDArray[Any]
+) -> npt.NDArray[np.float32]:
+    """float32 [len(ids), vocab] of an encoder-decoder whose encoder gets `array` as its input `name`."""
+    source = {name: torch.from_numpy(array)}
+    logits = model(**source, decoder_input_ids=torch.tensor([ids]), use_cache=False).logits
     return np.asarray(logits[0].float().numpy(), np.float32)
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import onnx_ir as ir
 import onnxruntime as ort
+from onnx_ir.passes import common as passes
 
+from model_repo.runtime.onnxruntime_executor import SLOWER
 from pipeline.graph import load_graph, save_graph
-from pipeline.targets.pools import drop_pool_outputs
 from plugins.cpu.build import registered
+from plugins.pools import drop_pool_outputs
 from plugins.schemas import DOMAIN
 
 
@@ -23,6 +25,7 @@ def graph_session(graph: Path, scratch: Path) -> Iterator[ort.InferenceSession]:
     """
     model = load_graph(graph)
     drop_pool_outputs(model)
+    _read_weights_as_stored(model)
     try:
         save_graph(model, scratch)
         yield _session(scratch, ort.GraphOptimizationLevel.ORT_ENABLE_BASIC)
@@ -31,13 +34,63 @@ def graph_session(graph: Path, scratch: Path) -> Iterator[ort.InferenceSession]:
 
 
 def engine_session(graph: Path) -> ort.InferenceSession:
-    """A session for a compiled engine, loaded as the runtime loads it: nothing is optimized any more."""
-    return _session(graph, ort.GraphOptimizationLevel.ORT_DISABLE_ALL)
+    """A session for a compiled engine, loaded as the runtime loads it: nothing but convolutions is optimized."""
+    levels = ort.GraphOptimizationLevel
+    return _session(
+        graph, levels.ORT_ENABLE_LAYOUT if has_convolutions(load_graph(graph)) else levels.ORT_DISABLE_ALL
+    )
+
+
+def has_convolutions(model: ir.Model) -> bool:
+    """Whether a compiled graph has convolutions whose layout is chosen where it is loaded."""
+    return any(node.op_type in ("Conv", "FusedConv") for node in model.graph)
 
 
 def uses_plugin(model: ir.Model) -> bool:
     """Whether the graph holds an operator of domain `slipway`, and so needs the plugin library."""
     return any(node.domain == DOMAIN for node in model.graph.all_nodes())
+
+
+def _read_weights_as_stored(model: ir.Model) -> None:
+    """Products with the transpose of a weight become com.microsoft.FusedMatMul, in place.
+
+    ONNX Runtime would transpose such weights as it loads the graph: the pages that are mapped from the disk would
+    become a copy of all weights in memory.
+    """
+    for node in list(model.graph):
+        if node.op_type != "MatMul" or node.domain != "":
+            continue
+        weight = _transposed_weight(node.inputs[1])
+        if weight is None:
+            continue
+        old = node.outputs[0]
+        product = ir.node(
+            "FusedMatMul",
+            [node.inputs[0], weight],
+            {"transB": 1},
+            domain="com.microsoft",
+            outputs=[ir.Value(name=f"{old.name}_product", type=old.type, shape=old.shape)],
+            name=node.name,
+        )
+        model.graph.insert_before(node, product)
+        new, name = product.outputs[0], old.name
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+        model.graph.remove(node, safe=True)  # the transpose has no reader any more
+        new.name = name
+        model.opset_imports["com.microsoft"] = 1
+    passes.RemoveUnusedNodesPass()(model)
+
+
+def _transposed_weight(value: ir.Value | None) -> ir.Value | None:
+    """The matrix whose transpose `value` is, when it is a weight."""
+    node = None if value is None else value.producer()
+    if node is None or node.op_type != "Transpose" or node.domain != "":
+        return None
+    weight = node.inputs[0]
+    if weight is None or weight.const_value is None or len(weight.const_value.shape) != 2:
+        return None
+    turned = node.attributes.get("perm")
+    return weight if turned is None or tuple(turned.as_ints()) == (1, 0) else None
 
 
 def _session(graph: Path, level: ort.GraphOptimizationLevel) -> ort.InferenceSession:
@@ -46,5 +99,9 @@ def _session(graph: Path, level: ort.GraphOptimizationLevel) -> ort.InferenceSes
     options.graph_optimization_level = level
     # A comparison runs once: weights rearranged for speed would cost their size again.
     options.add_session_config_entry("session.disable_prepacking", "1")
+    if level == ort.GraphOptimizationLevel.ORT_ENABLE_LAYOUT:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")  # as when it was compiled
     registered(options)
-    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(
+        graph, options, providers=["CPUExecutionProvider"], disabled_optimizers=SLOWER
+    )

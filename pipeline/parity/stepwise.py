@@ -9,11 +9,10 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
+from calibration.slices import Array, Slice, used
 from model_repo.runtime.errors import BadInput
 from pipeline.graph import load_graph
-from pipeline.targets.pools import drop_pool_outputs
-
-from .slices import Array, Slice, used
+from plugins.pools import drop_pool_outputs
 
 Feeds = Mapping[str, Array]
 """A graph's inputs by name. Pools that the graph writes to are the same arrays in all runs of a sequence."""

@@ -14,12 +14,13 @@ from typing import Any, NamedTuple, Protocol
 
 import onnx_ir as ir
 
+from calibration.slices import used
 from model_repo.runtime.errors import BadInput
-from pipeline.notes import MODULE, SOURCE
+from pipeline.notes import MODULE, PACKED, SOURCE
 
-from .distance import Range, distance, not_finite, range_of
+from .distance import Range, distance, filled, not_finite, range_of
+from .padding import packed
 from .pairs import paired_values
-from .slices import used
 from .stepwise import Feeds, Stepwise, Tensor
 
 OWN, CORRECTED = 0, 1
@@ -86,7 +87,10 @@ class Reference(Protocol):
         """Values of the graph whose numbers are known, by the name that reports call them by."""
 
     def take(self, value: ir.Value) -> Tensor | None:
-        """The numbers of one of them; None when there are none after all. Asked for once, in order."""
+        """The numbers of one of them; None when there are none after all. Asked for once, in order.
+
+        Where an array is masked (`numpy.ma`), nobody knows what the graph should give: at padding, for one.
+        """
 
     def nodes(self, value: ir.Value) -> tuple[NodeNote, ...]:
         """What computes it there, between the partners before it and itself."""
@@ -116,7 +120,14 @@ class GraphReference:
         result = self._stepwise.get(partner)
         self._stepwise.release(partner)
         self._stepwise.sweep()
-        return result
+        packing = value.metadata_props.get(PACKED)
+        if packing is None or partner.metadata_props.get(PACKED) == packing:
+            return result
+        return (
+            None
+            if result is None
+            else packed(result, [feeds["attention_mask"] for feeds in self._feeds], packing)
+        )
 
     def nodes(self, value: ir.Value) -> tuple[NodeNote, ...]:
         """The nodes between other partners and this one."""
@@ -153,14 +164,15 @@ def walk(
         else:
             node = value.producer()
             assert node is not None
+            wanted_here, wanted = filled(wanted, own), filled(wanted, corrected)
             step = Step(
                 value.name or "",
                 partner,
                 note(node),
-                distance(wanted, own),
+                distance(wanted_here, own),
                 distance(wanted, corrected),
                 not_finite(own),
-                not_finite(wanted),
+                not_finite(wanted_here),
             )
             steps.append(step)
             if not step.own_error <= (LIMIT if limit is None else limit):

@@ -11,21 +11,24 @@ from model_repo.runtime.errors import BadInput
 
 from .base import Kind
 from .heads import HEAD_SUFFIXES
+from .images import image_task
 
 DECODER_SUFFIXES = ("ForCausalLM", "LMHeadModel")
 """Class names of causal language models. Whether a class can be packed is found out by export's probe."""
+
+ENCODER_DECODER_SUFFIXES = ("ForConditionalGeneration", "MTModel")
+"""Class names of encoders with a decoder that attends to them, where the config says is_encoder_decoder."""
 
 BODY_SUFFIXES = ("Model", "ForMaskedLM", "ForPreTraining")
 """Class names of encoders without a head of use: their hidden states are pooled. Whether a class's results depend
 on padding or company is found out by export's probe."""
 
-IMAGE_SUFFIX = "ForImageClassification"
-"""Class names of models from pixels to the logits of labels."""
-
 CARRIED = (
-    "decoders of the Llama kind (a ...ForCausalLM class that uses transformers' attention interface) and "
+    "decoders of the Llama kind (a ...ForCausalLM class that uses transformers' attention interface), "
+    "encoder-decoders of the Whisper and BART kind (...ForConditionalGeneration, ...MTModel) and "
     "encoders of the BERT kind: bodies (...Model, ...EncoderModel, ...ForMaskedLM) as sentence encoders, and "
-    f"heads ({', '.join(f'...{suffix}' for suffix in HEAD_SUFFIXES)}), and classifiers of images (...{IMAGE_SUFFIX})"
+    f"heads ({', '.join(f'...{suffix}' for suffix in HEAD_SUFFIXES)}), and models of images: classifiers "
+    "(...ForImageClassification), detectors (...ForObjectDetection), towers that embed them (...VisionModel and others)"
 )
 
 
@@ -39,10 +42,10 @@ def model_kind(config: dict[str, Any], config_file: Path) -> Kind:
         raise BadInput(f"{config_file} names no model_type; carried are {CARRIED}")
     architecture = architectures[0]
     if pools_sentences(config_file.parent):
-        return "encoder"  # of a causal model too: that export refuses it is better than a generator of text
-    if architecture.endswith(DECODER_SUFFIXES):
+        return "encoder"  # of a causal model too
+    if architecture.endswith(DECODER_SUFFIXES) or has_encoder(config):
         return "decoder"
-    if architecture.endswith(IMAGE_SUFFIX):
+    if image_task(config, architecture) is not None:
         return "tensors"
     if _is_text_encoder(config, architecture):
         return "encoder"
@@ -50,6 +53,12 @@ def model_kind(config: dict[str, Any], config_file: Path) -> Kind:
         f"{config_file} describes {architecture} (model_type {model_type!r}), which is not supported; "
         f"carried are {CARRIED}"
     )
+
+
+def has_encoder(config: dict[str, Any]) -> bool:
+    """Whether the checkpoint is a decoder that attends to an encoder of its own."""
+    architecture: str = config["architectures"][0]
+    return bool(config.get("is_encoder_decoder")) and architecture.endswith(ENCODER_DECODER_SUFFIXES)
 
 
 def pools_sentences(folder: Path) -> bool:
@@ -65,6 +74,9 @@ def auto_class(kind: Kind, head: Head, config: dict[str, Any]) -> Any:
     """transformers' auto class that loads the checkpoint; imports torch."""
     import transformers
 
+    if kind == "decoder" and has_encoder(config):
+        hears = "num_mel_bins" in config
+        return transformers.AutoModelForSpeechSeq2Seq if hears else transformers.AutoModelForSeq2SeqLM
     if kind == "decoder":
         return transformers.AutoModelForCausalLM
     if head.kind == "sequence_classification":

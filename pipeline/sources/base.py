@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from model_repo.runtime.contract import Head
+from model_repo.runtime.contract import EncoderSpec, Head
 
 Kind = Literal["decoder", "encoder", "tensors"]
 Pooling = Literal["mean", "cls", "max", "lasttoken", "mean_sqrt_len", "weightedmean"]
@@ -48,8 +48,15 @@ class Source(ABC):
     """Encoders: whether embeddings are divided by their L2 norm."""
     head: Head = field(default=Head(), kw_only=True)
     """Encoders: what they give."""
+    encoder: EncoderSpec | None = field(default=None, kw_only=True)
+    """Decoders that attend to an encoder's output: that encoder. What its longest output is, the export says."""
     reference: str = field(default="", kw_only=True)
     """The MODEL that opens this very source again, where that is not what the user gave: a revision that moves."""
+
+    def with_weights_in(self, folder: Path) -> Source:
+        """The same source; what `load` gives need not hold its weights, but may map them from files of `folder`, named
+        by the sha256 of their content, which it writes."""
+        return self
 
     @abstractmethod
     def load(self) -> Any:

@@ -33,13 +33,13 @@ def head_of(config: Mapping[str, Any], config_file: Path) -> Head:
     architecture = str(config["architectures"][0])
     for suffix, kind in HEAD_SUFFIXES.items():
         if architecture.endswith(suffix):
-            labels = _labels(config, config_file)
+            labels = label_names(config, config_file)
             softmax = kind == "token_classification"
             return Head(kind, labels, "softmax" if softmax else _activation(config, config_file, len(labels)))
     return Head()
 
 
-def _labels(config: Mapping[str, Any], config_file: Path) -> tuple[str, ...]:
+def label_names(config: Mapping[str, Any], config_file: Path) -> tuple[str, ...]:
     """Names in the order of the logits; LABEL_0 and so on where the config has none."""
     named = config.get("id2label")
     if named is None:

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model_repo.runtime.contract import Head
 from model_repo.runtime.errors import BadInput
 
-from .architecture import auto_class, model_kind, pools_sentences, refuse_remote_code
+from .architecture import auto_class, has_encoder, model_kind, pools_sentences, refuse_remote_code
 from .base import Source
 from .checkpoint import PICKLES, weight_files
+from .encoder_decoder import decoder_length, encoder_of
 from .files import read_json, read_optional_json
 from .heads import head_of
-from .images import PREPROCESSOR, ImageSource, image_shape
+from .image_processor import PREPROCESSOR, PROCESSOR
+from .images import ImageSource, image_input, image_task
 from .loading import load_pretrained
 from .names import model_name
 from .sentence import sentence_modules
 from .vocabulary import check_vocabulary
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from pipeline.recipe import SourceRecipe
@@ -35,6 +40,7 @@ SMALL_FILES = (
     "modules.json",
     "sentence_bert_config.json",
     PREPROCESSOR,
+    PROCESSOR,
 )
 _LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
 
@@ -44,14 +50,34 @@ class HuggingFaceSource(Source):
     """Loaded by transformers from local files only."""
 
     trust_remote_code: bool = False
+    weight_files: tuple[Path, ...] = ()
+    store: Path | None = None
+    """Folder of files named by content that weights are mapped from; None: they are held."""
+
+    def with_weights_in(self, folder: Path) -> HuggingFaceSource:
+        """See `Source.with_weights_in`."""
+        return replace(self, store=folder)
 
     def load(self) -> PreTrainedModel:
         """See `Source.load`. Raises BadInput as `load_pretrained` does."""
+        from .dequantized import float_tensors, quantized_checkpoint
+        from .mapped import mapped_tensors  # needs numpy and onnx
+
+        shards = [path for path in self.weight_files if path.suffix != ".json"]
+        store = self.store
+        quantized = quantized_checkpoint(self.folder, shards)
+
+        def mapped() -> Mapping[str, Tensor] | None:
+            if quantized is not None:
+                return float_tensors(quantized)
+            return None if store is None else mapped_tensors(shards, store)
+
         return load_pretrained(
             auto_class(self.kind, self.head, read_json(self.folder / "config.json")),
             self.folder,
             pickled=any(path.name in PICKLES for path in self.files),
             trust_remote_code=self.trust_remote_code,
+            mapped=mapped,
         )
 
 
@@ -72,12 +98,15 @@ def open_folder(folder: Path, recipe: SourceRecipe, name: str | None = None) -> 
     small = [folder / file for file in SMALL_FILES if (folder / file).is_file()]
     code = sorted(folder.glob("*.py")) if recipe.trust_remote_code else []
     if kind == "tensors":
+        channels, image_size = image_input(folder, config)
         return ImageSource(
             name=name or model_name(str(folder)),
             kind=kind,
             folder=folder,
             files=(*small, *code, *weights),
-            shape=image_shape(folder, config),
+            task=image_task(config, config["architectures"][0]) or "embedding",
+            channels=channels,
+            image_size=image_size,
             trust_remote_code=recipe.trust_remote_code,
             seconds=recipe.load_seconds,
         )
@@ -87,6 +116,7 @@ def open_folder(folder: Path, recipe: SourceRecipe, name: str | None = None) -> 
             f"{folder} has no tokenizer.json, without which text cannot be served; save the tokenizer with "
             "transformers' PreTrainedTokenizerFast.save_pretrained"
         )
+    attends = kind == "decoder" and has_encoder(config)
     text_config = _text_config(config)
     vocab_size = _positive(text_config, "vocab_size", config_file)
     if tokenizer_file.is_file():
@@ -101,13 +131,15 @@ def open_folder(folder: Path, recipe: SourceRecipe, name: str | None = None) -> 
         tokenizer_file=tokenizer_file if tokenizer_file.is_file() else None,
         chat_template=_chat_template(folder, tokenizer_config),
         end_token_ids=_end_token_ids(read_optional_json(folder / "generation_config.json"), text_config),
-        max_length=_max_length(folder, text_config),
+        max_length=decoder_length(folder, config) if attends else _max_length(folder, text_config),
         vocab_size=vocab_size,
         pooling=sentence.pooling,
         dense=sentence.dense,
         normalize=sentence.normalize,
         head=head_of(config, config_file) if kind == "encoder" and not pools_sentences(folder) else Head(),
         trust_remote_code=recipe.trust_remote_code,
+        weight_files=weights,
+        encoder=encoder_of(folder, config) if attends else None,
     )
 
 

@@ -5,43 +5,71 @@ from __future__ import annotations
 import functools
 import pickle
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model_repo.runtime.errors import BadInput
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
-UNUSED = ("pooler.",)
-"""Parameters that the exported graph does not read, so a checkpoint may lack them."""
+UNREAD = ("pooler.",)
+"""Parameters that the exported graph of a text model does not read, so a checkpoint may lack them."""
 
 _SHOWN = 3
 
 
-def load_pretrained(loader: Any, folder: Path, *, pickled: bool, trust_remote_code: bool) -> PreTrainedModel:
+def load_pretrained(
+    loader: Any,
+    folder: Path,
+    *,
+    pickled: bool,
+    trust_remote_code: bool,
+    unread: tuple[str, ...] = UNREAD,
+    mapped: Callable[[], Mapping[str, Tensor] | None] = lambda: None,
+) -> PreTrainedModel:
     """The checkpoint in `folder` by transformers' auto class `loader`: float32, evaluation mode, no gradients.
+
+    `unread`: beginnings of the names of weights that may be missing. `mapped` gives the checkpoint's tensors in float32
+    from elsewhere, for models that take them as they are; parameters then share their memory. Of a checkpoint that is
+    quantized they are the float model's, and the config's word of quantization is left out.
 
     Raises BadInput when transformers cannot load it, when tensors are missing, have another shape than the model's,
     or hold NaN or infinity. Tensors that the model does not read are told on stderr.
     """
     import torch
+    from transformers import AutoConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    options: dict[str, Any] = {
+        "dtype": torch.float32,
+        "attn_implementation": "eager",
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # they are named below
+    }
     try:
-        model, report = loader.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            local_files_only=True,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=not pickled,
-            weights_only=True,
-            attn_implementation="eager",
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are named below
+        config = AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trust_remote_code
         )
+        tensors = mapped()
+        if tensors is not None and hasattr(config, "quantization_config"):
+            del config.quantization_config
+        if tensors is None:
+            model, report = loader.from_pretrained(
+                folder,
+                local_files_only=True,
+                trust_remote_code=trust_remote_code,
+                use_safetensors=not pickled,
+                weights_only=True,
+                **options,
+            )
+        else:
+            with torch.device("meta"):
+                made = type(loader.from_config(config, trust_remote_code=trust_remote_code))
+            model, report = made.from_pretrained(None, config=config, state_dict=dict(tensors), **options)
     except (pickle.UnpicklingError, EOFError) as error:
         raise BadInput(
             f"the pickled weights in {folder} hold more than tensors, or are not whole; only tensors "
@@ -49,13 +77,13 @@ def load_pretrained(loader: Any, folder: Path, *, pickled: bool, trust_remote_co
         ) from error
     except (OSError, ValueError, RuntimeError, ImportError, KeyError, AttributeError, TypeError) as error:
         raise BadInput(f"transformers cannot load {folder}: {error}") from error
-    _check_report(report, type(model).__name__, folder)
+    _check_report(report, type(model).__name__, folder, unread)
     _check_finite(model, folder)
     loaded: PreTrainedModel = model.eval().requires_grad_(False)
     return loaded
 
 
-def _check_report(report: Mapping[str, Any], model: str, folder: Path) -> None:
+def _check_report(report: Mapping[str, Any], model: str, folder: Path, may_lack: tuple[str, ...]) -> None:
     """transformers fills what a checkpoint lacks with random numbers, and only warns. Raises BadInput."""
     wrong = sorted(report["mismatched_keys"])
     if wrong:
@@ -65,7 +93,7 @@ def _check_report(report: Mapping[str, Any], model: str, folder: Path) -> None:
             f"{name} is {list(found)}, the config asks for {list(wanted)}; checkpoint and config.json do not belong "
             "together"
         )
-    lacking = sorted(key for key in report["missing_keys"] if not key.startswith(UNUSED))
+    lacking = sorted(key for key in report["missing_keys"] if not key.startswith(may_lack))
     if lacking:
         raise BadInput(
             f"{folder} lacks {len(lacking)} weights of {model} ({_names(lacking)}); checkpoint and config.json do not "

@@ -15,9 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from model_repo.runtime.errors import BadInput
-
-TIME_OPTION = "source.load_seconds (--load-seconds)"
-"""The setting that bounds calls of the user's code."""
+from pipeline.deadline import TIME_OPTION, announced
 
 _OURS = Path(__file__).resolve().parents[1]
 _LIBRARIES = tuple(
@@ -38,10 +36,10 @@ def guarded(what: str, seconds: float) -> Iterator[None]:
     """Runs the user's code in the block. Whatever it raises becomes BadInput with the user's line.
 
     `what` names it in messages. The time limit works in the main thread of a POSIX system (elsewhere there is none),
-    and once the interpreter has control.
+    and once the interpreter has control; a child process (`pipeline.child`) whose code never gives it back is killed.
     """
     try:
-        with _time_limit(seconds):
+        with announced(what, seconds), _time_limit(seconds):
             yield
     except BadInput:
         raise

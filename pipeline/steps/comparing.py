@@ -8,6 +8,7 @@ from typing import Any
 import onnxruntime as ort
 
 from pipeline.parity.compare import compare
+from pipeline.parity.cross import encoder_beside, run_encoder_graph
 from pipeline.parity.decoder import run_decoder
 from pipeline.parity.encoder import run_encoder
 from pipeline.parity.sessions import engine_session, graph_session
@@ -27,12 +28,12 @@ def compared(
     in the context, so that each runs once in a build.
     """
     if before not in context.outputs:
-        context.outputs[before] = outputs_of(context, before_graph)
-    facts = context.facts
+        context.outputs[before] = outputs_of(context, before, before_graph)
+    facts = context.facts_after(stage)
     if engine:
-        found = run(engine_session(graph), facts, context.parity_inputs())
+        found = run(engine_session(graph), facts, context.parity_inputs(), graph)
     else:
-        found = outputs_of(context, graph)
+        found = outputs_of(context, stage, graph)
     context.outputs[stage] = found
     return figures(facts, context.outputs[before], found, before)
 
@@ -44,21 +45,28 @@ def figures(facts: ModelFacts, reference: Outputs, candidate: Outputs, against: 
     return compare(reference, candidate, against, top1=facts.kind == "decoder")
 
 
-def outputs_of(context: BuildContext, graph: Path) -> Outputs:
-    """What a graph between stages gives on the parity inputs."""
-    return run_graph(context, graph, context.facts, context.parity_inputs())
+def outputs_of(context: BuildContext, stage: str, graph: Path) -> Outputs:
+    """What the graph that `stage` made gives on the parity inputs."""
+    return run_graph(context, graph, context.facts_after(stage), context.parity_inputs())
 
 
 def run_graph(context: BuildContext, graph: Path, facts: ModelFacts, inputs: list[Any]) -> Outputs:
     """What a graph between stages gives on `inputs`."""
     with graph_session(graph, context.workspace.staged(SCRATCH)) as session:
-        return run(session, facts, inputs)
+        return run(session, facts, inputs, graph)
 
 
-def run(session: ort.InferenceSession, facts: ModelFacts, inputs: list[Any]) -> Outputs:
-    """Logits of every token (decoder), embeddings or logits (encoder), or the outputs of all runs (tensors)."""
+def run(session: ort.InferenceSession, facts: ModelFacts, inputs: list[Any], graph: Path) -> Outputs:
+    """Logits of every token (decoder), embeddings or logits (encoder), or the outputs of all runs (tensors).
+
+    `session` runs `graph`, beside which the encoder lies that a decoder attends to.
+    """
     if facts.kind == "tensors":
         return run_tensors(session, inputs)
+    if facts.encoder is not None:
+        encoder = engine_session(encoder_beside(graph))
+        sources = run_encoder_graph(encoder, facts.encoder, facts.vocab_size)
+        return run_decoder(session, facts.kv, inputs, sources)
     if facts.kind == "decoder":
         return run_decoder(session, facts.kv, inputs)
     return run_encoder(session, inputs)

@@ -6,7 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from model_repo.runtime.contract import EngineSpec, Limits
+from model_repo.runtime.contract import CONVOLUTIONS, CROSS, PACKED_TEXTS, EngineSpec, Limits
 from model_repo.runtime.engine_files import EXAMPLE
 from pipeline.stages import Product, Stage
 from pipeline.workspace import ENGINE, lowered
@@ -27,6 +27,7 @@ CODE = (
     "pipeline/steps/compile.py",
     "plugins/cpu",
     "model_repo/runtime/contract.py",
+    "model_repo/runtime/cross_attention.py",
     *PARITY_CODE,
 )
 PACKAGES = ("onnx", "onnx-ir", "onnxruntime")
@@ -56,13 +57,15 @@ def _text_files(context: BuildContext) -> list[Path]:
 
 def _run(context: BuildContext) -> Product:
     from pipeline.graph import load_graph
-    from pipeline.parity.sessions import uses_plugin
+    from pipeline.parity.cross import encoder_beside
+    from pipeline.parity.sessions import has_convolutions, uses_plugin
     from pipeline.targets import get_target
     from plugins.cpu.build import library_path
+    from plugins.schemas import DOMAIN, PACKED_LAYOUT
 
     from .comparing import compared
 
-    workspace, recipe, facts = context.workspace, context.recipe, context.facts
+    workspace, recipe, facts = context.workspace, context.recipe, context.facts_after("compile")
     before = workspace.path(lowered(recipe.target.name))
     graph = workspace.staged(ENGINE)
     spec = engine_spec(context, facts)
@@ -72,13 +75,23 @@ def _run(context: BuildContext) -> Product:
         final = _ENGINE_NAMES[path.name]
         files[final] = workspace.staged(final)
         shutil.copyfile(path, files[final])
-    if uses_plugin(load_graph(graph)):
+    compiled = load_graph(graph)
+    if any(node.op_type == PACKED_LAYOUT.name and node.domain == DOMAIN for node in compiled.graph):
+        spec = replace(spec, features=(*spec.features, PACKED_TEXTS))
+    if has_convolutions(compiled):
+        spec = replace(spec, features=(*spec.features, CONVOLUTIONS))
+    if uses_plugin(compiled):
         library = library_path()
         files[library.name] = workspace.staged(library.name)
         shutil.copyfile(library, files[library.name])
         spec = replace(spec, plugin=library.name)
+    weights = weights_in(workspace, graph)
+    if facts.encoder is not None:
+        files[facts.encoder.graph] = encoder_beside(graph)
+        get_target(recipe.target.name).compile(encoder_beside(before), encoder_beside(graph), recipe.target)
+        weights = sorted({*weights, *weights_in(workspace, encoder_beside(graph))})
     parity = compared(context, "compile", graph, "lower", before, engine=True)
-    return Product(files, shared=weights_in(workspace, graph), parity=parity, engine=spec)
+    return Product(files, shared=weights, parity=parity, engine=spec)
 
 
 def engine_spec(context: BuildContext, facts: ModelFacts) -> EngineSpec:
@@ -86,13 +99,14 @@ def engine_spec(context: BuildContext, facts: ModelFacts) -> EngineSpec:
     recipe = context.recipe
     limits = None
     if facts.kind == "decoder":
-        per_token = sum(spec.bytes_per_token for spec in facts.kv)
+        per_token = sum(spec.bytes_per_token for spec in facts.kv if spec.group != CROSS)
         limits = Limits(
             max_batch=recipe.target.max_batch,
             token_budget=recipe.target.token_budget,
             max_length=facts.max_length,
             block_size=recipe.target.block_size,
             num_blocks=recipe.target.resolved_num_blocks(per_token, facts.max_length),
+            num_cross_blocks=_cross_blocks(context, facts),
         )
     return EngineSpec(
         kind=facts.kind,
@@ -115,4 +129,16 @@ def engine_spec(context: BuildContext, facts: ModelFacts) -> EngineSpec:
         outputs=facts.outputs,
         axes=facts.axes,
         batched=facts.batched,
+        images=facts.images,
+        encoder=facts.encoder,
     )
+
+
+def _cross_blocks(context: BuildContext, facts: ModelFacts) -> int:
+    """Blocks for the encoder outputs of as many requests as may run, as far as `kv_cache_bytes` go a second time."""
+    if facts.encoder is None:
+        return 0
+    target = context.recipe.target
+    per_token = sum(spec.bytes_per_token for spec in facts.kv if spec.group == CROSS)
+    useful = target.max_batch * -(-facts.encoder.max_positions // target.block_size)
+    return min(useful, target.kv_cache_bytes // (per_token * target.block_size))

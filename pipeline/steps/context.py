@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from model_repo.runtime.contract import AxisSpec, Head, KVSpec, TensorSpec, typed
+from model_repo.runtime.contract import AxisSpec, EncoderSpec, Head, KVSpec, TensorSpec, typed
 from model_repo.runtime.errors import BadInput
+from model_repo.runtime.image_steps import ImageSteps
 from model_repo.runtime.manifest import Manifest
 from pipeline.disk import FIXED_BYTES, float32_bytes
 from pipeline.recipe import Recipe
+from pipeline.stages import Progress, Silent
 from pipeline.workspace import WEIGHTS, Workspace, checked_name
 
 if TYPE_CHECKING:
@@ -27,7 +29,14 @@ EXAMPLES = "export.examples.npz"
 Outputs: TypeAlias = "Sequence[npt.NDArray[Any]]"
 """What a model gives on the parity inputs, by stage compared."""
 
-PARITY_CODE = ("pipeline/parity", "pipeline/graph.py", "calibration/data.py", "plugins/schemas.py")
+PARITY_CODE = (
+    "pipeline/parity",
+    "pipeline/graph.py",
+    "calibration/data.py",
+    "calibration/slices.py",
+    "plugins/schemas.py",
+    "plugins/pools.py",
+)
 """Code that every stage with a parity check depends on."""
 
 
@@ -35,7 +44,7 @@ PARITY_CODE = ("pipeline/parity", "pipeline/graph.py", "calibration/data.py", "p
 class ModelFacts:
     """What the export learned about the model, kept in its manifest for the later stages.
 
-    `inputs`, `outputs`, `axes` and `batched` as in `EngineSpec`; only the kind `tensors` has them.
+    `inputs`, `outputs`, `axes`, `batched` and `images` as in `EngineSpec`; only the kind `tensors` has them.
     """
 
     name: str
@@ -52,6 +61,8 @@ class ModelFacts:
     outputs: tuple[TensorSpec, ...] = ()
     axes: tuple[AxisSpec, ...] = ()
     batched: bool = False
+    encoder: EncoderSpec | None = None
+    images: ImageSteps | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` reads them back."""
@@ -72,7 +83,8 @@ class BuildContext:
     """One build of one model. `outputs` keeps what a graph gave on the parity inputs, by stage.
 
     `exports`: whether the export is among the stages of this build, so that the source is read.
-    `shown` is the output folder as the user wrote it, for the commands that repeat a stage.
+    `shown` is the output folder as the user wrote it, for the commands that repeat a stage. `progress`: where a stage
+    says how far it is.
     """
 
     def __init__(self, recipe: Recipe, workspace: Workspace, exports: bool) -> None:
@@ -81,6 +93,7 @@ class BuildContext:
         self.exports = exports
         self.shown = str(workspace.folder)
         self.outputs: dict[str, Outputs] = {}
+        self.progress: Progress = Silent()
 
     @functools.cached_property
     def source(self) -> Source:
@@ -95,6 +108,19 @@ class BuildContext:
     def facts(self) -> ModelFacts:
         """What the export learned. Raises BadInput when the export is missing."""
         return ModelFacts.from_dict(self.required("export").details.get("model", {}))
+
+    def facts_after(self, stage: str) -> ModelFacts:
+        """The facts of the graph that `stage` made: from `quantize` on, pools have the recipe's type."""
+        facts = self.facts
+        if stage in ("export", "fuse", "calibrate"):
+            return facts
+        dtype = self.recipe.quantize.kv_dtype
+        return replace(facts, kv=tuple(replace(spec, dtype=dtype) for spec in facts.kv))
+
+    @property
+    def before_lowering(self) -> str:
+        """The stage whose graph is lowered."""
+        return "quantize" if self.recipe.quantize.quantizes else "fuse"
 
     def required(self, stage: str) -> Manifest:
         """Manifest of an earlier stage. Raises BadInput when that stage has no artifact."""

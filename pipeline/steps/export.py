@@ -27,6 +27,10 @@ CODE = (
     "plugins/ops.py",
     "plugins/reference",
     "model_repo/runtime/contract.py",
+    "model_repo/runtime/cross_attention.py",
+    "model_repo/runtime/detection.py",
+    "model_repo/runtime/image_steps.py",
+    "model_repo/runtime/images.py",
     *PARITY_CODE,
 )
 EXPECTED = "export.expected.npz"
@@ -72,11 +76,14 @@ def _deciding(recipe: Recipe) -> dict[str, object]:
 
 
 def _run(context: BuildContext) -> Product:
+    from pipeline.parity.cross import encoder_beside
     from pipeline.parity.tensors import load_runs
 
     from .comparing import figures, run_graph
+    from .encoder_graph import refuse_quantization
 
     source, workspace = context.source, context.workspace
+    refuse_quantization(context, source.encoder)
     graph, rows = workspace.staged(EXPORTED), workspace.staged(EXPECTED)
     tensors = source.kind == "tensors"
     child: dict[str, Any] = {"recipe": _as_opened(context), "graph": str(graph), "expected": str(rows)}
@@ -94,6 +101,8 @@ def _run(context: BuildContext) -> Product:
         rows.unlink(missing_ok=True)
     facts = ModelFacts.from_dict({**made["facts"], "name": source.name})
     files = {EXPORTED: graph, **_text_files(context)}
+    if facts.encoder is not None:
+        files[encoder_beside(Path(EXPORTED)).name] = encoder_beside(graph)
     if tensors:
         files[EXAMPLES] = workspace.staged(EXAMPLES)
         inputs: list[Any] = list(load_runs(files[EXAMPLES], facts.inputs))

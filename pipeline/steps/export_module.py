@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.recipe import Recipe
+from pipeline.workspace import WEIGHTS
 
 from .context import ModelFacts, parity_inputs
 
@@ -20,11 +22,13 @@ def export_module(recipe: dict[str, Any], graph: str, expected: str) -> dict[str
     """
     from pipeline.export import export
     from pipeline.graph import save_graph
+    from pipeline.parity.cross import encoder_beside
     from pipeline.parity.reference import run_module
     from pipeline.sources import open_source
 
     settings = Recipe.from_dict(recipe)
-    source = open_source(settings.source.model, settings.source)
+    weights = Path(graph).parent / WEIGHTS
+    source = open_source(settings.source.model, settings.source).with_weights_in(weights)
     max_length = settings.export.resolved_max_length(source.max_length)
     np.savez(
         expected, *run_module(source, parity_inputs(source.tokenizer_file, source.vocab_size, max_length))
@@ -46,4 +50,8 @@ def export_module(recipe: dict[str, Any], graph: str, expected: str) -> dict[str
         head=source.head,
     )
     saved = save_graph(exported.model, Path(graph))
-    return {"facts": facts.to_dict(), "weights": [str(path) for path in saved.weights]}
+    stored = set(saved.weights)
+    if source.encoder is not None and exported.encoder is not None:
+        facts = replace(facts, encoder=replace(source.encoder, max_positions=exported.encoder_positions))
+        stored.update(save_graph(exported.encoder, encoder_beside(Path(graph))).weights)
+    return {"facts": facts.to_dict(), "weights": sorted(map(str, stored))}

@@ -47,6 +47,7 @@ def export_tensor_model(recipe: dict[str, Any], graph: str, expected: str, examp
         outputs=exported.outputs,
         axes=exported.axes,
         batched=exported.batched,
+        images=model.images,
     )
     saved = save_graph(exported.graph, Path(graph))
     return {

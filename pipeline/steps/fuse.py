@@ -7,7 +7,7 @@ from pipeline.workspace import EXPORTED, FUSED
 
 from .context import PARITY_CODE, BuildContext, graph_files
 
-CODE = ("pipeline/fuse", "pipeline/steps/fuse.py", *PARITY_CODE)
+CODE = ("pipeline/fuse", "pipeline/steps/fuse.py", "pipeline/steps/encoder_graph.py", *PARITY_CODE)
 PACKAGES = ("onnx", "onnx-ir", "onnxruntime")
 
 
@@ -31,6 +31,7 @@ def _run(context: BuildContext) -> Product:
     from pipeline.graph import load_graph, save_graph
 
     from .comparing import compared
+    from .encoder_graph import rewritten
 
     before = context.workspace.path(EXPORTED)
     model = load_graph(before)
@@ -38,7 +39,13 @@ def _run(context: BuildContext) -> Product:
     max_length = facts.max_length if facts.kind == "decoder" else None
     report = fuse(model, context.recipe.fuse, max_length=max_length)
     saved = save_graph(model, context.workspace.staged(FUSED))
+    encoder = rewritten(
+        context, EXPORTED, FUSED, lambda graph: fuse(graph, context.recipe.fuse, max_length=None)
+    )
     parity = compared(context, "fuse", saved.graph, "export", before)
     return Product(
-        {FUSED: saved.graph}, shared=saved.weights, parity=parity, details={"fusion": report.to_dict()}
+        {FUSED: saved.graph, **encoder.files},
+        shared=sorted({*saved.weights, *encoder.weights}),
+        parity=parity,
+        details={"fusion": report.to_dict()},
     )

@@ -13,15 +13,18 @@ from pipeline.parity.pairs import borrow_notes
 from pipeline.parity.report import explain
 from pipeline.parity.stepwise import comparable_graph
 from pipeline.parity.walk import GraphReference, Walk, walk
+from pipeline.recipe import Recipe
 from pipeline.stages import Product
-from pipeline.workspace import ENGINE, EXPORTED, FUSED, STAGING, lowered
+from pipeline.workspace import ENGINE, EXPORTED, FUSED, QUANTIZED, STAGING, lowered
 
 from .context import EXAMPLES, BuildContext, ModelFacts, parity_inputs
 
 
-def graphs(target: str) -> Mapping[str, str]:
+def graphs(recipe: Recipe) -> Mapping[str, str]:
     """File name of each stage's graph, in the order of the stages."""
-    return {"export": EXPORTED, "fuse": FUSED, "lower": lowered(target), "compile": ENGINE}
+    quantized = {"quantize": QUANTIZED} if recipe.quantize.quantizes else {}
+    last = {"lower": lowered(recipe.target.name), "compile": ENGINE}
+    return {"export": EXPORTED, "fuse": FUSED, **quantized, **last}
 
 
 def diagnosis(context: BuildContext, stage: str, product: Product) -> list[str]:
@@ -40,9 +43,9 @@ def diagnosis(context: BuildContext, stage: str, product: Product) -> list[str]:
 
 
 def _between_graphs(context: BuildContext, stage: str, product: Product) -> list[str]:
-    names = graphs(context.recipe.target.name)
+    names = graphs(context.recipe)
     before = list(names)[list(names).index(stage) - 1]
-    facts, inputs = context.facts, context.parity_inputs()
+    facts, inputs = context.facts_after(stage), context.parity_inputs()
 
     def feeds() -> list[Feeds]:
         return graph_feeds(facts.kind, facts.kv, inputs)
@@ -102,9 +105,7 @@ def walk_beside_module(
     runs = inputs if known.kind == "tensors" else [list(ids) for ids in inputs]
 
     def feeds() -> list[Feeds]:
-        every = graph_feeds(known.kind, known.kv, runs)
-        # The module has run each text alone, as the encoder's second run and those after it.
-        return every[1:] if known.kind == "encoder" else every
+        return graph_feeds(known.kind, known.kv, runs)
 
     return walk(ModuleReference(Path(folder), known.kind, runs), candidate, feeds)
 
@@ -118,7 +119,6 @@ def _record(
     from pipeline.parity.modules import leaving_values, record
     from pipeline.parity.reference import run_loaded
     from pipeline.parity.tensors import load_runs
-    from pipeline.recipe import Recipe
     from pipeline.sources import open_source
 
     settings = Recipe.from_dict(recipe)

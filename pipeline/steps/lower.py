@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pipeline.stages import Product, Stage
-from pipeline.workspace import FUSED, lowered
+from pipeline.workspace import FUSED, QUANTIZED, lowered
 
 from .context import PARITY_CODE, BuildContext, graph_files
 
-CODE = ("pipeline/targets", "pipeline/steps/lower.py", *PARITY_CODE)
+CODE = ("pipeline/targets", "pipeline/steps/lower.py", "pipeline/steps/encoder_graph.py", *PARITY_CODE)
 PACKAGES = ("onnx", "onnx-ir", "onnxruntime")
 
 
@@ -19,7 +19,7 @@ def stage(context: BuildContext) -> Stage:
         code=CODE,
         packages=PACKAGES,
         recipe={"target": {"name": recipe.target.name}, "quantize": recipe.quantize.to_dict()},
-        inputs=lambda: graph_files(context, "fuse"),
+        inputs=lambda: graph_files(context, context.before_lowering),
         given=lambda: context.facts.to_dict(),
         run=lambda: _run(context),
         command=("slipway", "lower", context.shown),
@@ -32,11 +32,16 @@ def _run(context: BuildContext) -> Product:
     from pipeline.targets import get_target
 
     from .comparing import compared
+    from .encoder_graph import rewritten
 
-    before = context.workspace.path(FUSED)
+    stage_before = context.before_lowering
+    before = context.workspace.path(QUANTIZED if stage_before == "quantize" else FUSED)
     name = lowered(context.recipe.target.name)
     model = load_graph(before)
     get_target(context.recipe.target.name).lower(model, context.facts.kind)
     saved = save_graph(model, context.workspace.staged(name))
-    parity = compared(context, "lower", saved.graph, "fuse", before)
-    return Product({name: saved.graph}, shared=saved.weights, parity=parity)
+    target = get_target(context.recipe.target.name)
+    encoder = rewritten(context, FUSED, name, lambda graph: target.lower(graph, "tensors"))
+    parity = compared(context, "lower", saved.graph, stage_before, before)
+    weights = sorted({*saved.weights, *encoder.weights})
+    return Product({name: saved.graph, **encoder.files}, shared=weights, parity=parity)

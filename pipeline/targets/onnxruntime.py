@@ -1,7 +1,8 @@
 """ONNX Runtime on a CPU: the default target where there is no GPU.
 
 Attention, residual normalization and SwiGLU run as the project's own operators (`plugins/cpu`). The engine is
-an ONNX graph that ONNX Runtime has optimized offline, so that the runtime loads it with nothing left to do.
+an ONNX graph that ONNX Runtime has optimized offline, so that the runtime loads it with nothing left to do but the
+layout of convolutions, which is each machine's own.
 Products with constant weights run in MLAS on packed weights, whose rows do not depend on how many there are
 (tested; seen on AVX-512 and on emulated AVX2): a request gets the same bits alone and in company, and steps
 need no padding.
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model_repo.runtime.errors import BadInput
+from model_repo.runtime.onnxruntime_executor import SLOWER
 
 from .base import BucketRule, Kind, Problem, TargetDescriptor
 
@@ -29,13 +31,10 @@ DESCRIPTOR = TargetDescriptor(
     name="onnxruntime",
     cache="paged",
     buckets=BucketRule(min_tokens=1, token_multiple=1),
-    precisions=("fp32",),
-    kv_dtypes=("float32",),
+    precisions=("fp32", "int8", "int8-weights", "fp8", "int4", "w4a8", "mixed"),
+    kv_dtypes=("float32", "int8"),
 )
 _PROVIDERS = ["CPUExecutionProvider"]
-SLOWER = ["SkipLayerNormFusion", "BiasGeluFusion"]
-"""Fusions of ONNX Runtime 1.31 left out: on a CPU their kernels are scalar loops. MiniLM takes 10% less time
-with the nodes that they would replace."""
 _IR_VERSION = 13
 """The newest that ONNX Runtime 1.31 reads; onnx 1.23 writes 14, whose additions no operator of ours needs."""
 _OPTIMIZED = "optimized.onnx"
@@ -56,8 +55,11 @@ class OnnxRuntimeTarget:
 
         Raises BadInput for operators that have no kernel here.
         """
-        from .pools import drop_pool_outputs
+        from plugins.pools import drop_pool_outputs
 
+        from .quantized import lower_products
+
+        lower_products(model)
         _multiply_by_rows(model)
         if kind == "decoder":
             drop_pool_outputs(model)
@@ -156,6 +158,8 @@ def _optimized(lowered: Path, engine: Path) -> Iterator[Path]:
             "session.optimized_model_external_initializers_min_size_in_bytes": str(_INLINE_BYTES),
             # Weights packed for this machine's instructions are made where the engine is loaded.
             "session.disable_prepacking": "1",
+            # Quantized products are lowered already; what is left simulates formats without kernels (E4M3).
+            "session.disable_quant_qdq": "1",
         }.items():
             options.add_session_config_entry(key, value)
         try:

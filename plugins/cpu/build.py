@@ -43,6 +43,16 @@ COMMON_FLAGS = (
 )
 LINK_FLAGS = ("-shared", "-static-libstdc++", "-static-libgcc", "-Wl,-Bsymbolic", "-pthread")
 X86_FLAGS: Mapping[str, tuple[str, ...]] = {
+    "avx512_vnni": (
+        "-mavx2",
+        "-mfma",
+        "-mf16c",
+        "-mavx512f",
+        "-mavx512bw",
+        "-mavx512dq",
+        "-mavx512vl",
+        "-mavx512vnni",
+    ),
     "avx512": ("-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
     "avx2": ("-mavx2", "-mfma", "-mf16c"),
 }

@@ -31,6 +31,7 @@ from .check_processes import (
     SANITIZERS,
     Run,
     check_module,
+    end_all,
     finished,
     measure,
     modules_of_checks,
@@ -57,14 +58,14 @@ def gpu_here() -> Gpu:
     properties = torch.cuda.get_device_properties(0)
     program = shutil.which("nvidia-smi")
     query = [str(program), "--query-gpu=driver_version", "--format=csv,noheader"]
-    driver = finished(query, 30)[1].splitlines()[0] if program else "unknown"
+    code, driver = finished(query, 30) if program else (1, "")
     return Gpu(
         properties.name,
         properties.major * 10 + properties.minor,
         properties.multi_processor_count,
         properties.L2_cache_size,
         properties.total_memory,
-        driver,
+        "unknown" if code else driver,
     )
 
 
@@ -121,8 +122,14 @@ def check(given: argparse.Namespace) -> Results:
                 run.dropped.append(
                     "compute-sanitizer: " + ("not asked for" if given.no_sanitizer else "not here")
                 )
-            for job in jobs:
-                job.result()
+            try:
+                for job in jobs:
+                    job.result()
+            except BaseException:
+                run.deadline = 0.0
+                pool.shutdown(wait=False, cancel_futures=True)
+                end_all()
+                raise
         seconds["checks"] = time.perf_counter() - started - seconds["build"]
         run.deadline = end
         ceilings, measurements = ({}, []) if given.no_bench else measure(run)

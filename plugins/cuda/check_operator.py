@@ -54,6 +54,7 @@ def run(given: argparse.Namespace, report: TextIO) -> int:
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         capability = 10 * major + minor
+    torch.zeros(1, device=device)  # a device that does not work fails here, before any case begins
     execution = Execution(Library(given.library), device, given.margin)
     module = importlib.import_module(given.module)
     deadline = time.perf_counter() + given.seconds

@@ -27,9 +27,8 @@ def differences(company: Company, alone: Mapping[str, Tensor], among: Mapping[st
     """What differs between two outcomes' tensors, in words; empty when the request's results are equal in bits."""
     found = []
     for name, (rows_alone, rows_among) in company.rows.items():
-        one, other = alone[name], among[name]
-        got = raw_bytes(one[rows_alone.to(one.device)])
-        want = raw_bytes(other[rows_among.to(other.device)])
+        one, other = alone[name].cpu(), among[name].cpu()  # not every type can be indexed on a GPU
+        got, want = raw_bytes(one[rows_alone]), raw_bytes(other[rows_among])
         if got.numel() != want.numel():
             raise ValueError(
                 f"{company.name}: {name}: {len(rows_alone)} rows alone, {len(rows_among)} in company"

@@ -8,6 +8,7 @@ which finds a missing barrier whatever the order in which threads ran). See `emu
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib
 import os
 import struct
@@ -18,6 +19,7 @@ import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -25,17 +27,34 @@ from torch import Tensor
 
 from model_repo.runtime.errors import SlipwayError
 from plugins.cpu.build import find_compiler
+from plugins.toolchain import locked, run_command
 
 from .case import Case, Outcome, Scale, faults, raw_bytes
-from .library import DTYPES, MAX_RANK, Description, Library
-from .units import FOLDER, all_units, include_folders, unit_hash, units_of
+from .library import DTYPES, MAX_RANK, Description
+from .units import FOLDER, all_units, closure, include_folders, unit_hash, units_of
 
 BUILD = FOLDER / "build" / "emulated"
-FLAGS = ("-std=c++17", "-g1", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-fno-strict-aliasing")
+FLAGS = (
+    "-std=c++17",
+    "-O0",  # compiling is most of the time: optimized, it takes two to four times as long, and little of it comes back
+    "-g1",
+    "-fPIC",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unknown-pragmas",
+    "-fno-strict-aliasing",
+)
 FLAVOURS: dict[str, tuple[str, ...]] = {
-    "plain": ("-O2",),
-    "asan": ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
-    "tsan": ("-O1", "-fsanitize=thread", "-fno-tree-loop-distribute-patterns"),
+    "plain": (),
+    "asan": (
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=undefined",
+        # What the address sanitizer reports anyway (null, object-size), and what no kernel can do wrong.
+        "-fno-sanitize=null,object-size,pointer-overflow,vptr,return,nonnull-attribute,returns-nonnull-attribute",
+        # Accesses are checked by calls: inline checks take the compiler twice as long.
+        "--param=asan-instrumentation-with-call-threshold=0",
+    ),
+    "tsan": ("-fsanitize=thread",),
 }
 ENVIRONMENT = {
     "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
@@ -48,7 +67,8 @@ ENVIRONMENT = {
 class Build:
     """A way to compile the sources: whose operators (None: all), for which sanitizer, from which folder.
 
-    flags come after those of the flavour. left_out: units that are not compiled; a call of theirs ends the process.
+    defines: macros, each given to the units that mention it. flags come after those of the flavour. left_out: units
+    that are not compiled; a call of theirs ends the process. Who needs the same object waits for it.
     """
 
     flavour: str = "plain"
@@ -80,41 +100,33 @@ class Build:
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             objects = list(pool.map(self._object, [*units, *more]))
         stems = "-".join(path.stem for path in objects)
-        target = self.cache / self.flavour / f"{_short_hash(stems)}-{name}"
-        if not target.is_file():
-            compiler = find_compiler().command
-            _publish(
-                target,
-                [*compiler, *FLAVOURS[self.flavour], *flags, *map(str, objects), "-lpthread", "-o"],
-            )
+        target = self.cache / self.flavour / f"{hashlib.sha256(stems.encode()).hexdigest()[:20]}-{name}"
+        compiler = find_compiler().command
+        _publish(target, [*compiler, *FLAVOURS[self.flavour], *flags, *map(str, objects), "-lpthread", "-o"])
         return target
 
     def _object(self, unit: Path) -> Path:
         compiler = find_compiler()
-        flags = [*FLAVOURS[self.flavour], *self.flags, *(f"-D{name}" for name in self.defines)]
         folders = include_folders(self.folder)
+        text = "".join(source.read_text() for source in closure(unit, folders))
+        defines = [f"-D{name}" for name in self.defines if name.partition("=")[0] in text]
+        flags = [*FLAVOURS[self.flavour], *self.flags, *defines]
         target = self.cache / self.flavour / f"{unit.stem}-{unit_hash(unit, folders, (flags, compiler))}.o"
-        if not target.is_file():
-            includes = [f"-I{folder}" for folder in folders]
-            _publish(target, [*compiler.command, *flags, *includes, "-x", "c++", "-c", str(unit), "-o"])
+        includes = [f"-I{folder}" for folder in folders]
+        _publish(target, [*compiler.command, *flags, *includes, "-x", "c++", "-c", str(unit), "-o"])
         return target
 
 
-def _short_hash(text: str) -> str:
-    import hashlib
-
-    return hashlib.sha256(text.encode()).hexdigest()[:20]
-
-
 def _publish(target: Path, command: Sequence[str]) -> None:
-    """Runs `command` with a name beside `target` appended, and renames what it wrote."""
+    """Runs `command` with a name beside `target` appended, and renames what it wrote; unless it is there already."""
+    if target.is_file():
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+    with locked(target.with_suffix(".lock")), tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        if target.is_file():  # another process has made it while this one waited
+            return
         made = Path(scratch) / target.name
-        result = subprocess.run([*command, str(made)], capture_output=True, text=True, check=False)
-        if result.returncode != 0:
-            words = "\n".join((result.stderr or result.stdout).splitlines()[:40])
-            raise SlipwayError(f"{' '.join(command)} failed with exit code {result.returncode}:\n{words}")
+        run_command([*command, str(made)])
         made.replace(target)
 
 
@@ -125,11 +137,8 @@ def run(
     seed: int = 1,
     compute_capability: int = 80,
     timeout: float = 600.0,
-    described_by: Build | None = None,
 ) -> list[Outcome]:
     """Runs cases on the emulated device, in one process. `seed` decides the order in which threads run.
-
-    described_by: the build that is asked for the operators' descriptions, if it is another.
 
     When the process ends early (a sanitizer's report, a deadlock under tsan), the case it was in and those after it get
     code -1 and the end of what it said.
@@ -137,7 +146,9 @@ def run(
     if not cases:
         return []
     runner = build.runner()
-    descriptions = {case.operator: _description(case.operator, described_by or build) for case in cases}
+    descriptions = {
+        operator: _description(runner, operator) for operator in {case.operator for case in cases}
+    }
     with tempfile.TemporaryDirectory() as scratch:
         given, results = Path(scratch) / "cases", Path(scratch) / "results"
         given.write_bytes(
@@ -173,9 +184,14 @@ def run(
     return outcomes
 
 
-def _description(operator: str, build: Build) -> Description:
-    plain = Build("plain", (operator,), build.folder, build.defines, build.cache, build.flags)
-    return Library(plain.library()).describe(operator)
+@cache
+def _description(runner: Path, operator: str) -> Description:
+    """What a runner says of an operator. Raises SlipwayError when it has no such operator."""
+    environment = {**os.environ, **ENVIRONMENT}
+    said = subprocess.run([runner, operator], capture_output=True, text=True, env=environment, check=False)
+    if said.returncode != 0:
+        raise SlipwayError(f"{runner} does not describe {operator!r}: {said.stderr.strip()}")
+    return Description.from_json(said.stdout)
 
 
 def _encoded(case: Case, description: Description) -> bytes:
@@ -260,7 +276,6 @@ def check(
     seed: int = 1,
     compute_capability: int = 80,
     timeout: float = 600.0,
-    described_by: Build | None = None,
 ) -> dict[str, list[str]]:
     """Runs cases and compares. Returns what is wrong, by the name of the case; empty when all is right.
 
@@ -280,7 +295,6 @@ def check(
             seed=seed,
             compute_capability=capability,
             timeout=timeout,
-            described_by=described_by,
         )
         found.update(
             {case.name: faults(case, outcome) for case, outcome in zip(group, outcomes, strict=True)}

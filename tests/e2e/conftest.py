@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 import time
 import urllib.error
 import urllib.request
@@ -43,7 +44,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def builds(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, Path]) -> dict[str, Path]:
-    """Folders with the compiled engines of `minilm`, `demo`, which got a chat template, MODULES and `checkpoints`."""
+    """Compiled engines of `minilm`, `demo` (with a chat template), `demo_int8`, MODULES and `checkpoints`: folders."""
     root = tmp_path_factory.mktemp("builds")
     stages = ("export", "fuse", "lower", "compile")
     models = (
@@ -53,6 +54,10 @@ def builds(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, Path
         name: build(Recipe.for_model(model), root / name, stages=stages).folder
         for name, model in models.items()
     }
+    folders["demo_int8"] = root / "demo_int8"
+    shutil.copytree(folders["demo"], folders["demo_int8"])
+    int8 = Recipe.from_dict({"source": {"model": "demo"}, "quantize": {"precision": "int8"}})
+    build(int8, folders["demo_int8"], stages=("quantize", "lower", "compile"))
     template = folders["demo"] / "chat_template.jinja"
     template.write_text(CHAT_TEMPLATE)
     manifest = Manifest.read(folders["demo"] / "engine.json")
@@ -62,10 +67,16 @@ def builds(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, Path
 
 
 @pytest.fixture(scope="session")
-def repository(builds: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def captures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the server keeps its requests, a file a model."""
+    return tmp_path_factory.mktemp("captures") / "requests"
+
+
+@pytest.fixture(scope="session")
+def repository(builds: dict[str, Path], captures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One model repository with all of them."""
     emitted = tmp_path_factory.mktemp("shared") / "repository"
-    emit(list(builds.items()), emitted, ServeRecipe(max_queue=MAX_QUEUE))
+    emit(list(builds.items()), emitted, ServeRecipe(max_queue=MAX_QUEUE, capture_folder=str(captures)))
     return emitted
 
 

@@ -27,6 +27,8 @@ HEADS = {
 class Serve:
     max_queue: int = 7
     default_max_tokens: int = 5
+    capture_folder: str | None = None
+    capture_bytes: int = 5000
     request_timeout_seconds: float = 2.5
 
 

@@ -21,6 +21,8 @@ from tests.emit.engine_folder import decoder_spec, encoder_spec, engine_folder
 @dataclass(frozen=True)
 class Serve:
     max_queue: int = 7
+    capture_folder: str | None = "requests"
+    capture_bytes: int = 5000
     default_max_tokens: int = 5
     request_timeout_seconds: float = 2.5
 
@@ -75,6 +77,10 @@ def test_settings_reach_the_models(engines: list[tuple[str, Path]], tmp_path: Pa
     assert preprocess["default_max_tokens"].string_value == "5"
     assert preprocess["request_timeout_seconds"].string_value == "2.5"
     assert config(repository, "talker_generate").parameters["max_queue"].string_value == "7"
+    for model in ("talker_generate", "finder_encoder"):
+        captured = config(repository, model).parameters
+        assert captured["capture_folder"].string_value == "requests"
+        assert captured["capture_bytes"].string_value == "5000"
     assert config(repository, "talker_generate").model_transaction_policy.decoupled
     assert [list(t.dims) for t in config(repository, "finder").output] == [[24]]
     (ids,) = config(repository, "finder_encoder").input

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from model_repo.runtime.contract import Head
 from pipeline.export.encoder import export_encoder
+from tests.export.compiled import compiled
 from tests.export.encoder_families import CARRIED, MAX_LENGTH, TEXTS, TOKENS, Family
 from tests.export.runners import serialized, session
 from tests.export.tiny_models import VOCABULARY
@@ -28,9 +29,10 @@ LENGTHS = ((1,), (9, 2, 40), (3, 3, MAX_LENGTH))
 
 @dataclass
 class Case:
-    """A tiny model with a head: its graph in ONNX Runtime, and transformers' model."""
+    """A tiny model with a head: its graph in ONNX Runtime, its engine, and transformers' model."""
 
     running: Any
+    engine: Any
     reference: PreTrainedModel
     head: Head
 
@@ -42,8 +44,10 @@ class Case:
             logits: Floats = self.reference(input_ids=torch.tensor([text]), **given).logits[0].numpy()
         return logits
 
-    def run(self, texts: list[list[int]], types: list[list[int]], extra_padding: int = 0) -> list[Floats]:
-        """One padded batch; of rows a token, each text's own."""
+    def run(
+        self, texts: list[list[int]], types: list[list[int]], extra_padding: int = 0, engine: bool = False
+    ) -> list[Floats]:
+        """One padded batch through the exported graph, or the engine; of rows a token, each text's own."""
         feed = {
             name: np.zeros((len(texts), max(map(len, texts)) + extra_padding), np.int64)
             for name in ("input_ids", "attention_mask", "token_type_ids")
@@ -53,7 +57,8 @@ class Case:
             feed["attention_mask"][row, : len(text)] = 1
             feed["token_type_ids"][row, : len(text)] = types[row]
         names = [value.name for value in self.running.get_inputs()]
-        (logits,) = self.running.run(["logits"], {name: feed[name] for name in names})
+        session = self.engine if engine else self.running
+        (logits,) = session.run(["logits"], {name: feed[name] for name in names})
         if self.head.kind == "sequence_classification":
             return list(logits)
         return [rows[: len(text)] for rows, text in zip(logits, texts, strict=True)]
@@ -76,13 +81,16 @@ def _cases() -> list[Any]:
 
 
 @pytest.fixture(scope="module", params=_cases())
-def case(request: pytest.FixtureRequest) -> Case:
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     family, suffix, num_labels = request.param
     assert isinstance(family, Family)
     head = HEADS[suffix] if num_labels > 1 else Head("sequence_classification", ("score",), "none")
     settings = {"num_labels": num_labels, "classifier_dropout": 0.0}
     graph = export_encoder(family.model(suffix, **settings), "mean", False, MAX_LENGTH, 24, head)
-    return Case(session(serialized(graph.model)), family.model(suffix, **settings), head)
+    running = session(serialized(graph.model))
+    engine, report = compiled(graph.model, tmp_path_factory.mktemp("engine"))
+    assert bool(report.rule("packed_texts")) != bool(family.padded)
+    return Case(running, engine, family.model(suffix, **settings), head)
 
 
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
@@ -91,10 +99,14 @@ def test_logits_are_those_of_transformers(case: Case, lengths: tuple[int, ...]) 
     texts = [random.integers(3, VOCABULARY, length).tolist() for length in lengths]
     types = [[0] * (len(text) // 2) + [1] * (len(text) - len(text) // 2) for text in texts]
     everything = []
-    for text, kinds, logits in zip(texts, types, case.run(texts, types), strict=True):
+    compiled_logits = case.run(texts, types, engine=True)
+    for text, kinds, logits, served in zip(
+        texts, types, case.run(texts, types), compiled_logits, strict=True
+    ):
         expected = case.expect(text, kinds)
         assert logits.shape == expected.shape
         np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(served, expected, rtol=0, atol=1e-4)
         everything.append(expected.reshape(-1, len(case.head.labels))[0])
     if len(texts) > 1:
         assert np.ptp(np.stack(everything), axis=0).max() > 1e-2, "too dull to tell texts apart"

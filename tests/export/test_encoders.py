@@ -23,12 +23,13 @@ from pipeline.export import export
 from pipeline.export.attention import UnsupportedModel
 from pipeline.export.encoder import export_encoder
 from pipeline.export.exported import ExportedGraph
+from pipeline.fuse import RuleReport
 from pipeline.recipe import ExportRecipe, SourceRecipe
 from pipeline.sources import open_source
 from tests.export.compiled import compiled
 from tests.export.encoder_families import CARRIED, MAX_LENGTH, REFUSED, TEXTS, TOKENS, Family, Refused
 from tests.export.runners import serialized, session
-from tests.export.tiny_models import VOCABULARY, sharpened
+from tests.export.tiny_models import VOCABULARY
 
 Floats = npt.NDArray[np.float32]
 DOCS = Path(__file__).parents[2] / "docs" / "encoders.md"
@@ -49,7 +50,7 @@ def _embed(model: transformers.PreTrainedModel, ids: list[int], pooling: str, no
     """One sentence, alone and unpadded, through transformers and the plainest pooling."""
     with torch.no_grad():
         hidden = model(input_ids=torch.tensor([ids])).last_hidden_state[0].numpy()
-    embedding: Floats = hidden[0] if pooling == "cls" else hidden.mean(axis=0)
+    embedding: Floats = {"cls": hidden[0], "lasttoken": hidden[-1]}.get(pooling, hidden.mean(axis=0))
     return embedding / np.sqrt((embedding**2).sum()) if normalize else embedding
 
 
@@ -77,6 +78,7 @@ class Carried:
     graph: onnx.ModelProto
     running: Any
     engine: Any
+    packing: RuleReport
     reference: transformers.PreTrainedModel
 
     def expect(self, text: list[int]) -> Floats:
@@ -95,8 +97,8 @@ def carried(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     family: Family = request.param
     exported = export_encoder(family.model(), family.pooling, family.pooling == "mean", MAX_LENGTH, opset=24)
     graph = serialized(exported.model)
-    engine = compiled(exported.model, tmp_path_factory.mktemp("engine"))
-    return Carried(family, graph, session(graph), engine, family.model())
+    engine, report = compiled(exported.model, tmp_path_factory.mktemp("engine"))
+    return Carried(family, graph, session(graph), engine, report.rule("packed_texts"), family.model())
 
 
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
@@ -115,16 +117,38 @@ def test_padding_does_not_matter(carried: Carried) -> None:
     )
 
 
+def test_texts_are_packed_and_have_the_same_bits_alone_and_in_company(carried: Carried) -> None:
+    """Or the reason says why they stay padded."""
+    if carried.family.padded:
+        (missed,) = carried.packing.near_misses
+        assert carried.packing.matched == 0
+        assert carried.family.padded in missed.reason
+        return
+    assert carried.packing.matched == 2  # layers
+    assert not carried.packing.near_misses
+    random = np.random.default_rng(7)
+    texts = [random.integers(3, VOCABULARY, length).tolist() for length in (6, MAX_LENGTH, 1, 17)]
+    together = run(carried.engine, texts)
+    for text, row in zip(texts, together, strict=True):
+        np.testing.assert_array_equal(run(carried.engine, [text])[0], row)
+    np.testing.assert_array_equal(run(carried.engine, texts[2:], extra_padding=9), together[2:])
+
+
 def test_without_a_feature_the_embedding_changes(carried: Carried) -> None:
     """So the test above would see a feature that is lost on the way."""
     text = np.random.default_rng(6).integers(3, VOCABULARY, 40).tolist()
+    pooling = carried.family.pooling
     for feature in carried.family.features:
         if feature in SWITCHES:
             spoilt = session(_zeroed(carried.graph, SWITCHES[feature]))
             found = run(spoilt, [text])[0]
         elif feature == "window":
-            wide = carried.family.model(layer_types=["full_attention"] * 2)
-            found = _embed(wide, text, "mean", normalize=True)
+            off = (
+                {"sliding_window": None}
+                if "sliding_window" in carried.family.settings
+                else {"layer_types": ["full_attention"] * 2}
+            )
+            found = _embed(carried.family.model(**off), text, pooling, normalize=pooling == "mean")
         else:
             continue
         assert np.abs(found - carried.expect(text)).max() > 1e-2, f"{feature} changes nothing"
@@ -192,15 +216,6 @@ def test_minilm_has_dynamic_sizes_and_its_inputs(minilm: ExportedGraph) -> None:
     assert not {"If", "Loop", "NonZero", "Expand"} & {node.op_type for node in graph}
 
 
-def test_causal_models_are_no_encoders() -> None:
-    config = transformers.LlamaConfig(
-        vocab_size=99, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
-    )
-    model = sharpened(transformers.LlamaModel(config))
-    with pytest.raises(UnsupportedModel, match="attention is causal"):
-        export_encoder(model, "mean", True, max_length=64, opset=24)
-
-
 def test_the_table_in_the_docs_is_this_one() -> None:
     """`python -m tests.export.test_encoders` writes it."""
     assert DOCS.read_text() == with_table(DOCS.read_text())
@@ -209,14 +224,17 @@ def test_the_table_in_the_docs_is_this_one() -> None:
 def table() -> str:
     """Family by feature, as Markdown."""
     lines = [
-        "| family | what sets it apart | embeddings | labels of texts | labels of tokens |",
-        "| --- | --- | --- | --- | --- |",
+        "| family | what sets it apart | computed | embeddings | labels of texts | labels of tokens |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for family in CARRIED:
         tried = (*family.heads, *family.wide_heads)
         results = ["equal", *("equal" if suffix in tried else "" for suffix in (TEXTS, TOKENS))]
         mark = " *" if family.wide else ""
-        lines.append(f"| {family.name}{mark} | {', '.join(family.features)} | {' | '.join(results)} |")
+        how = "padded" if family.padded else "packed"
+        lines.append(
+            f"| {family.name}{mark} | {', '.join(family.features)} | {how} | {' | '.join(results)} |"
+        )
     lines += ["", "| family | refused |", "| --- | --- |"]
     lines += [
         f"| {refused.family.name}{' *' if refused.family.wide else ''} | {refused.reason} |"

@@ -177,3 +177,17 @@ def test_an_input_that_is_never_read_stays() -> None:
     made = exported(ModuleExample(Deaf(), (X, X)))
     assert [value.name for value in made.graph.graph.inputs] == ["x", "unread"]
     np.testing.assert_array_equal(outputs(made, {"x": X.numpy(), "unread": X.numpy()})[0], 2 * X.numpy())
+
+
+class Counted(nn.Module):
+    """Asks for the number of rows the way lists are asked."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return rows.sum(dim=1, keepdim=True).expand(len(rows), len([3, 1])) * torch.ones(len(rows), 1)
+
+
+def test_the_length_of_a_tensor_is_a_size_that_may_change() -> None:
+    made = exported(ModuleExample(Counted(), {"rows": torch.rand(3, 4)}, {"rows": {0: "batch"}}))
+    rows = np.random.default_rng(0).random((7, 4), dtype=np.float32)
+    np.testing.assert_allclose(outputs(made, {"rows": rows})[0], np.tile(rows.sum(1)[:, None], 2), rtol=1e-6)
+    assert "len" not in globals(), "the exporter leaves nothing behind"

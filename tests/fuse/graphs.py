@@ -19,6 +19,7 @@ from pipeline.fuse.rule import Rule, RuleReport
 from pipeline.fuse.weights import Origin, write_origin
 from pipeline.targets import get_target
 from plugins.cpu.build import registered
+from plugins.reference import packed_texts
 from plugins.reference.elementwise import (
     bias_gelu,
     geglu,
@@ -55,6 +56,7 @@ def run(model: ir.Model, **inputs: np.ndarray) -> dict[str, np.ndarray]:
     onnx.checker.check_model(proto)
     names = [value.name or "" for value in model.graph.outputs]
     own = [SkipRMSNormalization, SwiGLU, SkipLayerNormalization, BiasGelu, GeGLU, PagedAttention]
+    own += [PackedLayout, PackedAttention, PackedPool, EmbedLayerNormalization]
     evaluator = ReferenceEvaluator(proto, new_ops=own)
     return dict(zip(names, evaluator.run(None, inputs), strict=True))
 
@@ -133,6 +135,58 @@ class SkipRMSNormalization(OpRun):
 
     def _run(self, first: Any, skip: Any, weight: Any, **_: Any) -> tuple[np.ndarray, ...]:
         results = skip_rms_normalization(*map(torch.tensor, (first, skip, weight)), self.epsilon)
+        return tuple(result.numpy() for result in results)[: len(self.onnx_node.output)]
+
+
+class PackedLayout(OpRun):
+    """`plugins.reference` as an operator of onnx's evaluator."""
+
+    op_domain = DOMAIN
+
+    def _run(self, mask: Any, **_: Any) -> tuple[np.ndarray, ...]:
+        return tuple(result.numpy() for result in packed_texts.packed_layout(torch.tensor(mask)))
+
+
+class PackedAttention(OpRun):
+    """`plugins.reference` as an operator of onnx's evaluator; of packed query, key and value alone."""
+
+    op_domain = DOMAIN
+
+    def _run(
+        self, rows: Any, key: Any, value: Any, cu_seqlens: Any, *others: Any, **_: Any
+    ) -> tuple[np.ndarray]:
+        assert key is None
+        assert value is None
+        assert not others
+        q, k, v = torch.tensor(rows).unflatten(1, (3, self.num_heads, -1)).unbind(1)
+        scale, left, right = self.scale, self.left_window, self.right_window
+        output = packed_texts.packed_attention(
+            q, k, v, torch.tensor(cu_seqlens), scale=scale, left=left, right=right
+        )
+        return (output.flatten(1).numpy(),)
+
+
+class PackedPool(OpRun):
+    """`plugins.reference` as an operator of onnx's evaluator."""
+
+    op_domain = DOMAIN
+
+    def _run(self, rows: Any, cu_seqlens: Any, **_: Any) -> tuple[np.ndarray]:
+        return (packed_texts.packed_pool(torch.tensor(rows), torch.tensor(cu_seqlens), self.kind).numpy(),)
+
+
+class EmbedLayerNormalization(OpRun):
+    """`plugins.reference` as an operator of onnx's evaluator."""
+
+    op_domain = DOMAIN
+
+    def _run(self, *inputs: Any, **_: Any) -> tuple[np.ndarray, ...]:
+        given = [None if array is None else torch.tensor(array) for array in inputs]
+        ids, table, second_ids, second_table, weight, bias, *third = [*given, None][: max(6, len(given))]
+        lookups = [(ids.long(), table), (second_ids.long(), second_table)]
+        if third and third[0] is not None:
+            lookups.append((third[0].long(), third[1]))
+        results = packed_texts.embed_layer_normalization(lookups, weight, bias, self.epsilon)
         return tuple(result.numpy() for result in results)[: len(self.onnx_node.output)]
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -151,4 +152,6 @@ def main(mode: str, model: str, output: str, *rest: str) -> None:
 
 
 if __name__ == "__main__":
+    # Where the tests run in the background Ctrl-C is ignored, and what they start would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     main(*sys.argv[1:])

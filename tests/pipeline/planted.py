@@ -38,8 +38,9 @@ SWAPS = {
 """Operators that take the same inputs and give other numbers."""
 
 KINDS = ("weight", "operator", "constant")
-SWITCHES = ("do_rotary",)
-"""Attributes that are 1 where an operator does something, and 0 where it does not."""
+SWITCHES = {"do_rotary": (1, 0), "right_window": (-1, 0)}
+"""Attributes that make an operator another one, with the value to look for and the one to put there: no rotation, no
+later tokens."""
 ATTRIBUTES = {"epsilon": 3e4, "scale": 1.7}
 """Attributes that decide numbers, and by how much they are changed."""
 LARGEST_CONSTANT = 16
@@ -61,9 +62,9 @@ def plant(model: ir.Model, kind: str, seed: int) -> Fault:
     operator = node.op_type
     if kind == "operator":
         node.op_type = SWAPS.get(node.op_type, node.op_type)
-        for name in SWITCHES:
-            if name in node.attributes:
-                node.attributes[name] = ir.AttrInt64(name, 0)
+        for name, (before, after) in SWITCHES.items():
+            if _has(node, name, before):
+                node.attributes[name] = ir.AttrInt64(name, after)
         if node.op_type in ("Tanh", "Relu", "Gelu"):
             node.attributes.clear()
     elif kind == "weight":
@@ -89,12 +90,16 @@ def plant(model: ir.Model, kind: str, seed: int) -> Fault:
 def _possible(node: ir.Node, kind: str) -> bool:
     if kind == "operator":
         not_square = node.op_type != "Mul" or node.inputs[0] is not node.inputs[1]
-        switch = any(name in node.attributes and node.attributes[name].as_int() for name in SWITCHES)
+        switch = any(_has(node, name, before) for name, (before, _) in SWITCHES.items())
         return switch or (node.domain == "" and node.op_type in SWAPS and not_square)
     if kind == "weight":
         return bool(_numbers(node, lambda size: size > LARGEST_CONSTANT))
     known = bool(set(ATTRIBUTES) & set(node.attributes))
     return known or bool(_numbers(node, lambda size: size <= LARGEST_CONSTANT))
+
+
+def _has(node: ir.Node, name: str, value: int) -> bool:
+    return name in node.attributes and node.attributes[name].as_int() == value
 
 
 def _numbers(node: ir.Node, fits: object) -> list[int]:

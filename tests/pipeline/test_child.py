@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from model_repo.runtime.errors import BadInput, SlipwayError
+from pipeline import deadline
 from pipeline.child import in_child
+from pipeline.sources.user_code import guarded
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -32,6 +37,17 @@ def die() -> None:
 
 def fail_to_write(path: str) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+
+def never_give_back(seconds: float) -> None:
+    """The sum of endlessly many numbers is one call into C, which no signal handler of Python's interrupts."""
+    with guarded("the model", seconds):
+        sum(itertools.repeat(0))
+
+
+def wait_beyond_the_limit(seconds: float) -> None:
+    with guarded("the model", seconds):
+        time.sleep(60)
 
 
 def divide() -> float:
@@ -76,6 +92,26 @@ def test_a_child_that_is_killed_is_an_error_in_words() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="children follow their parent on Linux only")
+def test_code_that_never_gives_the_interpreter_back_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deadline, "GRACE_SECONDS", 0.5)
+    with pytest.raises(
+        BadInput,
+        match=r"the model has not ended within 0\.5 seconds, in a call that cannot be interrupted.*--load-sec",
+    ):
+        in_child(__name__, "never_give_back", {"seconds": 0.5})
+    children = (
+        (Path("/proc/self/task") / str(threading.get_native_id()) / "children").read_text("ascii").split()
+    )
+    assert not any("never_give_back" in Path(f"/proc/{pid}/cmdline").read_text("utf-8") for pid in children)
+
+
+def test_code_that_can_be_interrupted_is_ended_at_its_line() -> None:
+    with pytest.raises(
+        BadInput, match=r"within 0\.5 seconds \(tests/pipeline/test_child\.py:\d+.*sleep\(60\)\)"
+    ):
+        in_child(__name__, "wait_beyond_the_limit", {"seconds": 0.5})
+
+
 def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
     mark = tmp_path / "pid"
     program = textwrap.dedent(f"""

@@ -62,7 +62,7 @@ def test_the_help_lists_every_command_and_each_has_help() -> None:
         (["build", "../up"], "no folder at ../up"),
         (["build"], "no MODEL given"),
         (["build", "demo", "--target", "tensorrt"], "target.name is 'tensorrt'; available .* onnxruntime"),
-        (["build", "demo", "--precision", "int8"], "precision is 'int8'; available .* fp32"),
+        (["build", "demo", "--precision", "int9"], "precision is 'int9'; available .* fp32"),
         (["build", "demo", "--max-length", "0"], "max_length is 0; it must be at least 1"),
         (["build", "demo", "--recipe", "none.yaml"], "no recipe at none.yaml"),
         (["build", "demo", "--nonsense"], "No such option"),

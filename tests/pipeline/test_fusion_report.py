@@ -69,7 +69,8 @@ def test_time_is_the_ratio_of_neighbouring_runs(monkeypatch: pytest.MonkeyPatch)
         time.sleep({"whole": 0.01, "other": 0.02}[session])
 
     monkeypatch.setattr(pipeline.steps.comparing, "run", run)
-    context = SimpleNamespace(parity_inputs=list, facts=None)
+    workspace = SimpleNamespace(path=Path)
+    context = SimpleNamespace(parity_inputs=list, facts=None, workspace=workspace)
     engines = [SimpleNamespace(session=name) for name in ("whole", "other")]
     ratio = pipeline.fusion_report._time_ratio(context, *engines, 4)  # type: ignore[arg-type]
     assert ratio == pytest.approx(0.5, abs=0.15)

@@ -45,7 +45,7 @@ class Case(NamedTuple):
     context: BuildContext
 
     def graph(self, stage: str) -> Path:
-        return self.context.workspace.path(graphs(self.context.recipe.target.name)[stage])
+        return self.context.workspace.path(graphs(self.context.recipe)[stage])
 
     def feeds(self) -> list[dict[str, np.ndarray]]:
         facts = self.context.facts
@@ -186,6 +186,28 @@ def test_a_fault_of_the_export_lies_between_modules_of_torch(
         departure = found.departures[0]
         assert holds(model, departure.nodes, fault), (fault, departure)
         assert len(departure.nodes) <= len(model.graph) / 3, (fault, departure)
+
+
+def test_a_fault_that_only_padding_brings_out_is_found_in_an_export(encoder: Case, tmp_path: Path) -> None:
+    """Padding is seen: the mask's lowest number becomes 0. Texts alone have none, so their runs are right."""
+    model = comparable_graph(encoder.graph("export"))
+    lowest = [
+        value
+        for value in model.graph.initializers.values()
+        if value.const_value is not None
+        and value.const_value.size == 1
+        and value.const_value.numpy().min() < -1e30
+    ]
+    for value in lowest:
+        value.const_value = ir.tensor(np.zeros_like(value.const_value.numpy()), name=value.name)
+    readers = {node.name for value in lowest for node in value.consumers()}
+    assert readers
+    path = tmp_path / "damaged.onnx"
+    save_graph(model, path)
+    found = beside_module(encoder, path, tmp_path)
+    assert found.departures
+    assert readers & {node.name for node in found.departures[0].nodes}
+    assert "encoder.layer.0.attention" in found.departures[0].step.node.module
 
 
 def test_the_report_of_a_failed_export_names_module_and_source(case: Case) -> None:

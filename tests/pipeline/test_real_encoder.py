@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from transformers import AutoModel, BertConfig, BertModel
 
+from model_repo.runtime.contract import PACKED_TEXTS
 from model_repo.runtime.encoder import EncoderEngine
 from model_repo.runtime.manifest import Manifest
 from pipeline import Recipe, build
@@ -42,7 +43,13 @@ def test_an_encoder_is_built_and_embeds_as_the_module_does(tmp_path: Path) -> No
     verdict(check(result.folder))
 
     texts = [[5, 9, 30], [7] * 20, [4]]
-    found = EncoderEngine.load(result.folder, threads=1).embed(texts)
+    engine = EncoderEngine.load(result.folder, threads=1)
+    found = engine.embed(texts)
+    assert PACKED_TEXTS in engine.spec.features
+    for text, row in zip(texts, found, strict=True):
+        np.testing.assert_array_equal(
+            engine.embed([text])[0], row, "a text's bits do not depend on its company"
+        )
     module = AutoModel.from_pretrained(checkpoint, dtype=torch.float32).eval()
     with torch.no_grad():
         expected = [module(torch.tensor([text])).last_hidden_state[0].mean(dim=0).numpy() for text in texts]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,18 @@ import torch
 from click.testing import CliRunner
 
 import pipeline.fuse
-from model_repo.runtime.errors import GateFailed
-from model_repo.runtime.manifest import Manifest
+from calibration.scales import Scales
+from model_repo.runtime.errors import BadInput, GateFailed
+from model_repo.runtime.manifest import Manifest, sha256_of
 from model_repo.runtime.tensors import TensorEngine
 from pipeline import BuildResult, Recipe, build
 from pipeline.check import check, verdict
 from pipeline.cli import main
+from pipeline.evaluate import Given, evaluate
 from pipeline.inspect import inspect_folder
 from pipeline.recipe import FuseRecipe
 from pipeline.stages import Silent
-from pipeline.workspace import ENGINE, MANIFESTS
+from pipeline.workspace import ENGINE, FUSED, MANIFESTS, RECIPE, SCALES
 from tests.pipeline import user_models
 
 SCORER = "my_models:scorer"
@@ -170,3 +173,26 @@ def test_a_foreign_graph_becomes_an_engine(tmp_path: Path) -> None:
     engine = TensorEngine.load(tmp_path / "out", threads=1)
     assert (engine.spec.name, engine.spec.batched) == ("foreign", True)
     assert_scores(engine)
+
+
+def test_named_tensors_are_calibrated_and_evaluated_on_arrays(scored: BuildResult, tmp_path: Path) -> None:
+    folder = tmp_path / "scorer"
+    shutil.copytree(scored.folder, folder)
+    inputs = given(40)
+    right = expected(inputs)["scores"].argmax(axis=1)
+    np.savez(tmp_path / "data.npz", labels=right, **inputs)
+    recipe = Recipe.load(folder / RECIPE)
+    settings = replace(recipe.calibrate, data=str(tmp_path / "data.npz"), method="minmax", samples=30)
+    build(replace(recipe, calibrate=settings), folder, stages=("calibrate",))
+    ranges = Scales.read(folder / SCALES, sha256_of(folder / FUSED))
+    assert ranges.samples == 30
+    assert all(tensor.low < tensor.high for tensor in ranges.tensors.values())
+    report = evaluate(folder, given=Given(tmp_path / "data.npz"), compare_always=True)
+    scores = report["outputs"]["scores"]
+    assert report["samples"] == 40
+    assert (scores["accuracy"], scores["reference_accuracy"], scores["top1"]) == (1, 1, 1)
+    assert scores["relative"] < 1e-5
+    assert "best" not in report["outputs"]  # whole numbers
+    np.savez(tmp_path / "data.npz", labels=right[:7], **inputs)
+    with pytest.raises(BadInput, match=r"'labels' is \[7\]; it must be \[40\]"):
+        evaluate(folder, given=Given(tmp_path / "data.npz"))

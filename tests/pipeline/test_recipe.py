@@ -69,7 +69,7 @@ def test_each_section_has_a_hash_of_its_own() -> None:
             {"source": {"model": "demo"}, "target": {"name": "tensorrt"}},
             "target.name is 'tensorrt'.*onnxruntime",
         ),
-        ({"source": {"model": "demo"}, "quantize": {"precision": "fp16"}}, "'fp16'; available.*fp32"),
+        ({"source": {"model": "demo"}, "quantize": {"precision": "fp17"}}, "'fp17'; available.*fp32"),
         ({"source": {"model": "demo"}, "target": {"max_batch": 0}}, "target.max_batch is 0.*at least 1"),
         ({"source": {"model": "demo"}, "target": {"max_batch": True}}, "max_batch is True.*whole number"),
         ({"source": {"model": "demo"}, "target": {"max_batch": 2.5}}, "max_batch is 2.5.*whole number"),

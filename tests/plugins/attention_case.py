@@ -24,11 +24,12 @@ from plugins.schemas import DOMAIN, PAGED_ATTENTION, VERSION
 
 Array = npt.NDArray[Any]
 
-ISA_NUMBERS = {"plain": 1, "avx2": 2, "avx512": 3}
+ISA_NUMBERS = {"plain": 1, "avx2": 2, "avx512": 3, "avx512_vnni": 4}
 POOL_TYPES = {
     "float32": (TensorProto.FLOAT, torch.float32),
     "float16": (TensorProto.FLOAT16, torch.float16),
     "bfloat16": (TensorProto.BFLOAT16, torch.bfloat16),
+    "int8": (TensorProto.INT8, torch.int8),
 }
 ONNX_TYPES = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32}
 
@@ -197,7 +198,7 @@ class GuardedPool:
     @property
     def array(self) -> Array:
         inside = self.memory[self.GUARD : -self.GUARD]
-        numpy_type = np.float32 if self.tensor.dtype == torch.float32 else np.uint16
+        numpy_type = {torch.float32: np.float32, torch.int8: np.int8}.get(self.tensor.dtype, np.uint16)
         return inside.view(numpy_type).reshape(self.tensor.shape)
 
     def check_guards(self) -> None:

@@ -12,9 +12,13 @@ from plugins.cpu.build import COMMON_FLAGS, SOURCES, X86_FLAGS, find_compiler
 
 UNITS = (
     "src/avx512.cpp",
+    "src/avx512_vnni.cpp",
     "src/avx2.cpp",
     "src/plain.cpp",
     "test/sanitizer_main.cpp",
+    "test/sanitize_packed.cpp",
+    "test/sanitize_quantized.cpp",
+    "src/packed_plan.cpp",
     "src/plan.cpp",
     "src/dispatch.cpp",
 )
@@ -57,3 +61,4 @@ def test_kernels_pass_the_sanitizers(tmp_path: Path) -> None:
     result = subprocess.run([str(program)], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "plain head_dim 64: largest error" in result.stdout
+    assert "plain packed texts: largest error" in result.stdout

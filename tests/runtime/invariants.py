@@ -28,9 +28,24 @@ def check_scheduler(scheduler: Scheduler) -> None:
     listed = Counter(block for sequence in running for block in sequence.block_ids)
     assert {block: count for block, count in enumerate(blocks._holders) if count} == listed
     check_free_list(blocks)
+    _check_sources(scheduler)
     for sequence in running:
         _check_sequence(sequence, blocks)
     _check_shared(running, blocks.block_size)
+
+
+def _check_sources(scheduler: Scheduler) -> None:
+    """Every running sequence with an encoder holds the blocks of its output alone, and so may one that waits again."""
+    blocks = scheduler.cross_blocks
+    held = [
+        block for sequence in (*scheduler.running, *scheduler.waiting) for block in sequence.source_block_ids
+    ]
+    assert len(held) == len(set(held)) == blocks.num_used
+    check_free_list(blocks)
+    for sequence in scheduler.running:
+        assert len(sequence.source_block_ids) == blocks.blocks_for(sequence.num_source_positions)
+    for sequence in scheduler.waiting:
+        assert not sequence.source_block_ids or sequence.num_preemptions
 
 
 def check_free_list(blocks: BlockManager) -> None:

@@ -130,10 +130,10 @@ def test_every_input_of_the_contract_reaches_the_graph(executor: OnnxRuntimeExec
 
 
 def test_pools_are_the_memory_that_the_graph_reads_in_every_step(executor: OnnxRuntimeExecutor) -> None:
-    arrays = executor._pool_arrays
+    arrays = list(executor._pool_arrays.values())
     assert [array.shape for array in arrays] == [(10, 4, 1, 2), (10, 4, 1, 3)] * 2
     assert [array.dtype for array in arrays] == [np.float32] * 2 + [np.float16] * 2
-    assert sum(pool.nbytes for pool in executor._pool_arrays) == 10 * 4 * 5 * 4 + 10 * 4 * 5 * 2
+    assert sum(pool.nbytes for pool in executor._pool_arrays.values()) == 10 * 4 * 5 * 4 + 10 * 4 * 5 * 2
     names = [name(layer) for layer in range(2) for name in (key_cache, value_cache)]
     addresses = {name: executor._pools[name].data_ptr() for name in names}
     assert list(addresses.values()) == [array.ctypes.data for array in arrays]
@@ -162,7 +162,7 @@ def test_bindings_are_reused_by_shape_and_few(executor: OnnxRuntimeExecutor) -> 
 def test_an_engine_on_the_graph_runs_requests(tmp_path: Path) -> None:
     """The largest column wins: with few tokens that is decided by the inputs that the test knows."""
     executor = OnnxRuntimeExecutor(write_decoder(tmp_path), SPEC, num_blocks=10, threads=1)
-    executor._pool_arrays[0][0, 0, 0, 0] = 1e6
+    executor._pool_arrays["key_cache_0"][0, 0, 0, 0] = 1e6
     engine = Engine(executor, SPEC)
     sampling = SamplingParams(max_tokens=3, temperature=0.0)
     completions = engine.generate([Request(str(i), (1, 2, 3), sampling) for i in range(3)])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from model_repo.runtime.contract import AxisSpec, EngineSpec, TensorSpec
+from model_repo.runtime.contract import CONVOLUTIONS, AxisSpec, EngineSpec, TensorSpec
 from model_repo.runtime.engine_files import EXAMPLE
 from model_repo.runtime.errors import BadInput
 from model_repo.runtime.tensors import TensorEngine
@@ -121,6 +122,34 @@ def test_another_kind_of_engine_is_refused(tmp_path: Path) -> None:
     spec = EngineSpec.from_dict({**SPEC.to_dict(), "kind": "encoder"})
     with pytest.raises(BadInput, match="is of kind encoder; one of named tensors is needed"):
         TensorEngine(tmp_path, spec, threads=1)
+
+
+@pytest.mark.parametrize("features", [(), (CONVOLUTIONS,)])
+def test_convolutions_get_their_layout_where_the_engine_is_loaded(
+    features: tuple[str, ...], tmp_path: Path
+) -> None:
+    make, info, kinds = onnx.helper.make_node, onnx.helper.make_tensor_value_info, onnx.TensorProto
+    weight = np.random.default_rng(1).standard_normal((32, 3, 1, 1), dtype=np.float32)
+    graph = onnx.helper.make_graph(
+        [make("Conv", ["x", "w"], ["c"]), make("Relu", ["c"], ["y"])],
+        "mixed",
+        [info("x", kinds.FLOAT, ["batch", 3, 8, 8])],
+        [info("y", kinds.FLOAT, ["batch", 32, 8, 8])],
+        [onnx.numpy_helper.from_array(weight, "w")],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
+    onnx.save(model, tmp_path / "engine.onnx")
+    inputs, outputs = (
+        TensorSpec("x", "float32", ("batch", 3, 8, 8)),
+        TensorSpec("y", "float32", ("batch", 32, 8, 8)),
+    )
+    spec = replace(SPEC, inputs=(inputs,), outputs=(outputs,), features=features)
+    engine = TensorEngine(tmp_path, spec, threads=1)
+    level = engine._session.get_session_options().graph_optimization_level
+    assert level.name == ("ORT_ENABLE_LAYOUT" if features else "ORT_DISABLE_ALL")
+    x = np.random.default_rng(2).standard_normal((2, 3, 8, 8), dtype=np.float32)
+    wanted = np.maximum(np.einsum("oc,bchw->bohw", weight[:, :, 0, 0].astype(np.float64), x), 0)
+    np.testing.assert_allclose(engine.run({"x": x})["y"], wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_the_spec_survives_json() -> None:

@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification, ConvNextConfig, ConvNextForImageClassification
 
 from model_repo.runtime.errors import BadInput
 from model_repo.runtime.tensors import TensorEngine
 from pipeline import Recipe, build
 from pipeline.check import check, verdict
-from pipeline.sources.images import ImageSource
+from pipeline.inspect import inspect_folder
+from pipeline.sources.images import ImageSource, image_task
+from tests.export.image_families import family
 from tests.sources.checkpoints import Spoil, edit, opened
 
 
@@ -36,10 +39,17 @@ def images(tmp_path: Path) -> Path:
 def test_a_classifier_of_images_is_built_and_answers_as_transformers(images: Path, tmp_path: Path) -> None:
     source = opened(images)
     assert isinstance(source, ImageSource)
-    assert (source.name, source.kind, source.shape) == ("birds", "tensors", (3, 32, 48))
+    assert (source.name, source.kind, source.task) == ("birds", "tensors", "classification")
     assert images / "preprocessor_config.json" in source.files
     result = build(Recipe.for_model(str(images)), tmp_path / "out")
-    verdict(check(result.folder))
+    found = check(result.folder)
+    verdict(found)
+    checked = {finding.what for finding in found}
+    for step in ("_preprocess", "_tensors", "_postprocess", ""):
+        assert f"birds{step}/config.pbtxt" in checked
+    assert "birds_tensors: engine by sha256" in checked
+    compiled = inspect_folder(result.folder).graphs["compile"]
+    assert [(row.name, row.shape) for row in compiled.inputs] == [("pixel_values", ("batch", 3, 32, 48))]
     engine = TensorEngine.load(result.folder, threads=1)
     assert [(spec.name, spec.shape) for spec in engine.spec.inputs] == [
         ("pixel_values", ("batch", 3, 32, 48))
@@ -55,24 +65,103 @@ def test_a_classifier_of_images_is_built_and_answers_as_transformers(images: Pat
 
 
 @pytest.mark.parametrize(
-    ("preprocessor", "image_size", "size"),
-    [
-        ({"size": 40}, None, (40, 40)),
-        ({"size": {"shortest_edge": 40}}, None, (40, 40)),
-        ({"size": {"height": 40, "width": 24}}, 99, (40, 24)),
-        ({"do_center_crop": False, "crop_size": 32, "size": 40}, None, (40, 40)),
-        ({}, 56, (56, 56)),
-        ({}, [56, 64], (56, 64)),
-    ],
+    ("image_size", "size"), [(56, (56, 56)), ([56, 64], (56, 64)), (None, None), ([1, 2, 3], None)]
 )
-def test_sizes_come_in_many_forms(
-    images: Path, preprocessor: dict[str, Any], image_size: Any, size: tuple[int, int]
+def test_without_a_processor_the_config_says_how_large_images_are(
+    images: Path, image_size: Any, size: tuple[int, int] | None
 ) -> None:
-    (images / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    (images / "preprocessor_config.json").unlink()
     edit(images / "config.json", image_size=image_size)
+    if size is None:
+        with pytest.raises(BadInput, match="says how large images are"):
+            opened(images)
+        return
     source = opened(images)
     assert isinstance(source, ImageSource)
-    assert source.shape == (3, *size)
+    model = source.load()
+    assert model.images is None
+    assert model.inputs[0].shape == ("batch", 3, *size)
+
+
+@pytest.mark.parametrize(
+    ("preprocessor", "size"),
+    [
+        ({"size": 40}, (40, 40)),
+        ({"size": {"shortest_edge": 40}, "do_center_crop": True, "crop_size": 24}, (24, 24)),
+        ({"image_processor_type": "ViTImageProcessor", "size": {"height": 40, "width": 24}}, (40, 24)),
+        ({"image_processor_type": "CLIPImageProcessor", "size": 56, "crop_size": 48}, (48, 48)),
+    ],
+)
+def test_the_processor_says_how_large_images_are(
+    images: Path, preprocessor: dict[str, Any], size: tuple[int, int]
+) -> None:
+    (images / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    edit(images / "config.json", image_size=99)
+    model = opened(images).load()
+    assert model.images.preprocessing.size == size
+    assert model.images.labels == ("LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3")
+    assert model.inputs[0].shape == ("batch", 3, *size)
+
+
+REFUSED: dict[str, tuple[Spoil, str]] = {
+    "a setting": (
+        lambda folder: edit(folder / "preprocessor_config.json", do_sharpen=True),
+        "setting 'do_sharpen'.*Remove preprocessor_config.json .* to serve pixel_values alone",
+    ),
+    "any size": (
+        lambda folder: edit(
+            folder / "preprocessor_config.json",
+            image_processor_type="ViTImageProcessor",
+            do_resize=False,
+            do_center_crop=False,
+            size=None,
+        ),
+        "gives images of any size",
+    ),
+    "too few labels": (
+        lambda folder: edit(folder / "config.json", id2label={"0": "a", "1": "b", "2": "c", "4": "d"}),
+        "id2label is .*must name the labels 0, 1, ... without a gap",
+    ),
+}
+
+
+@pytest.mark.parametrize(("spoil", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_a_processor_that_cannot_be_served_is_refused(images: Path, spoil: Spoil, message: str) -> None:
+    spoil(images)
+    with pytest.raises(BadInput, match=message):
+        opened(images).load()
+
+
+def test_towers_need_their_pooler(tmp_path: Path) -> None:
+    """transformers would fill a missing one with random numbers."""
+    tower = family("CLIP, image tower").checkpoint(tmp_path / "tower")
+    weights = load_file(tower / "model.safetensors")
+    lost = next(name for name in weights if "visual_projection" in name)
+    save_file({name: value for name, value in weights.items() if name != lost}, tower / "model.safetensors")
+    with pytest.raises(
+        BadInput, match=r"lacks 1 weights of CLIPVisionModelWithProjection .visual_projection"
+    ):
+        opened(tower).load()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config", "task"),
+    [
+        ("ViTForImageClassification", {}, "classification"),
+        ("DetrForObjectDetection", {}, "detection"),
+        ("SiglipVisionModel", {}, "embedding"),
+        ("CLIPModel", {"text_config": {}, "vision_config": {}}, "embedding"),
+        ("ResNetModel", {"num_channels": 3}, "embedding"),
+        ("BertModel", {"vocab_size": 9}, None),
+        ("BertModel", {"vocab_size": 9, "num_channels": 3}, None),
+        ("Wav2Vec2Model", {}, None),
+        ("LlavaForConditionalGeneration", {"text_config": {}, "vision_config": {}}, None),
+    ],
+)
+def test_the_class_says_what_a_model_is_for(
+    architecture: str, config: dict[str, Any], task: str | None
+) -> None:
+    assert image_task(config, architecture) == task
 
 
 def _no_size(folder: Path) -> None:

@@ -45,7 +45,7 @@ def all_benchmarks(tiny: bool = False) -> Iterator[Benchmark]:
 def run(
     bench: Bench, wanted: Sequence[Benchmark], seconds: float, say: Callable[[dict[str, object]], None]
 ) -> None:
-    """Measures, and says each measurement as a line, the ceilings last; what cannot run is said too."""
+    """Measures, and says each measurement as a line, with the ceilings so far; what cannot run is said too."""
     deadline = time.perf_counter() + seconds
     present = set(bench.library.info["operators"])
     for benchmark in wanted:
@@ -56,7 +56,8 @@ def run(
             say({"dropped": f"{where}: for time"})
         else:
             try:
-                say({"measurement": asdict(bench.measure(benchmark))})
+                measured = asdict(bench.measure(benchmark))
+                say({"measurement": measured, "ceilings": bench.ceilings.measured()})
             except (SlipwayError, torch.OutOfMemoryError) as error:
                 say({"dropped": f"{where}: {str(error).splitlines()[0]}"})
         if bench.device.type == "cuda":

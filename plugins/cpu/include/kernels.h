@@ -1,7 +1,9 @@
 // The kernels of one instruction set, and which set is in use.
 #pragma once
 
+#include "packed_attention.h"
 #include "paged_attention.h"
+#include "quantized.h"
 
 namespace slipway::cpu {
 
@@ -31,6 +33,13 @@ struct Kernels {
   // One work item, after all tokens were prepared. False: no memory for scratch.
   bool (*attend)(const PagedAttention& call, const WorkItem& item);
 
+  // Keys of tokens [first, last) of packed texts, turned; then one work item. False: no memory for scratch.
+  void (*turn_packed_keys)(const PackedAttention& call, int first, int last);
+  bool (*attend_packed)(const PackedAttention& call, const PackedItem& item);
+
+  // `count` >= 1 rows of `width` as one: their sum, taken in order, or the maximum of each element.
+  void (*pool_rows)(const float* rows, int64_t count, int64_t width, bool maximum, float* output);
+
   // One row: sum = input + skip (kept where sum is not null), output = sum * rsqrt(mean(sum^2) + epsilon) *
   // weight.
   void (*skip_rms_row)(const float* input, const float* skip, const float* weight, float epsilon,
@@ -53,9 +62,22 @@ struct Kernels {
   // Outputs [first, last) of the rows that go to one expert.
   void (*expert_linear)(const ExpertLinear& call, int expert, const int32_t* rows, int n_rows, int64_t first,
                         int64_t last);
+
+  // Row `row` of `rows` from x [rows.size]; `given` is its scale, or 0 for its own.
+  void (*quantize_row)(const float* x, float given, const QuantizedRows& rows, int64_t row);
+  int code_bytes;  // of one of its codes
+
+  // y = what the codes of x stand for, with x's own scale.
+  void (*fake_quantize_row)(const float* x, int64_t size, float* y);
+
+  // Rows [first_row, last_row) times blocks [first, last) of 16 columns, for weights of 8 and of 4 bits.
+  void (*byte_matmul)(const QuantizedMatMul& call, int64_t first_row, int64_t last_row, int64_t first, int64_t last);
+  void (*nibble_matmul)(const QuantizedMatMul& call, int64_t first_row, int64_t last_row, int64_t first,
+                        int64_t last);
 };
 
 // Null where the compiler had no such instruction set to offer (another processor family).
+const Kernels* avx512_vnni_kernels();
 const Kernels* avx512_kernels();
 const Kernels* avx2_kernels();
 const Kernels* plain_kernels();
@@ -66,10 +88,10 @@ const Kernels& active_kernels();
 }  // namespace slipway::cpu
 
 extern "C" {
-// For tests: 0 the best available, 1 plain, 2 AVX2, 3 AVX-512. Returns 1, or 0 when this processor (or this
+// For tests: 0 the best available, 1 plain, 2 AVX2, 3 AVX-512, 4 AVX-512 with VNNI. Returns 1, or 0 when this processor (or this
 // build) lacks the set; then nothing changes.
 __attribute__((visibility("default"))) int slipway_cpu_force_isa(int set);
 
-// Name of the set in use: "plain", "avx2" or "avx512".
+// Name of the set in use: "plain", "avx2", "avx512" or "avx512_vnni".
 __attribute__((visibility("default"))) const char* slipway_cpu_isa();
 }

@@ -26,7 +26,10 @@ enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
 enum ElementType : int {
   kUndefined = 0,
   kFloat = 1,
+  kUInt8 = 2,
+  kInt8 = 3,
   kInt32 = 6,
+  kInt64 = 7,
   kBool = 9,
   kFloat16 = 10,
   kBFloat16 = 16,

@@ -9,15 +9,18 @@
 
 namespace slipway::cpu {
 
-// 16-bit floating point types as they lie in memory.
+// Elements of pools as they lie in memory: 16-bit floating point, and codes that a head's scale is a factor of.
 struct Half {
   uint16_t bits;
 };
 struct BFloat16 {
   uint16_t bits;
 };
+struct Int8 {
+  int8_t code;
+};
 
-enum class CacheType { kFloat32, kFloat16, kBFloat16 };
+enum class CacheType { kFloat32, kFloat16, kBFloat16, kInt8 };
 
 // One call. Sizes are elements. Shapes as in plugins/schemas.py; all arrays are dense and row-major, except
 // that a row of query, key and value may be a part of a wider row (packed QKV): hence the strides.
@@ -55,6 +58,8 @@ struct PagedAttention {
   const int32_t* positions = nullptr;           // [tokens], with rotary
   const float* cos = nullptr;                   // [max_positions, rotary_half]
   const float* sin = nullptr;                   // [max_positions, rotary_half]
+  const float* key_scales = nullptr;            // [kv_heads], int8 pools only: key = code * scale
+  const float* value_scales = nullptr;          // [kv_heads]
   const float* sinks = nullptr;                 // [num_heads] or null
   const float* alibi_slopes = nullptr;          // [num_heads] or null
 

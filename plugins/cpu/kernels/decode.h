@@ -212,7 +212,8 @@ bool attend_token(const PagedAttention& call, const WorkItem& item) {
   }
   for (int h = 0; h < heads; ++h) {
     finish_row<S>(output + int64_t(h) * output_stride, sums + h * W, value_dim,
-                  call.output + (int64_t(item.first_token) * call.num_heads + first_head + h) * value_dim);
+                  call.output + (int64_t(item.first_token) * call.num_heads + first_head + h) * value_dim,
+                  value_scale(call, item.first_kv_head + h / group));
   }
   return true;
 }

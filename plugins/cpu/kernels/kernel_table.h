@@ -1,15 +1,18 @@
-// The table of kernels of one vector type S; each src/<instruction set>.cpp makes one.
+// The table of kernels of one vector type S and one kind of integer products D; each src/<instruction set>.cpp makes one.
 #pragma once
 
 #include "elementwise.h"
 #include "expert_linear.h"
 #include "kernels.h"
+#include "packed_attention.h"
+#include "pool_rows.h"
 #include "prefill.h"
 #include "prepare.h"
+#include "quantized_matmul.h"
 
 namespace slipway::cpu {
 
-template <class S>
+template <class S, class D>
 struct KernelsOf {
   static void prepare(const PagedAttention& call, int first, int last) {
     // One key head lies in scratch; head sizes are bounded by find_problem.
@@ -19,6 +22,7 @@ struct KernelsOf {
         case CacheType::kFloat32: prepare_token<S, float>(call, token, key); break;
         case CacheType::kFloat16: prepare_token<S, Half>(call, token, key); break;
         case CacheType::kBFloat16: prepare_token<S, BFloat16>(call, token, key); break;
+        case CacheType::kInt8: prepare_token<S, Int8>(call, token, key); break;
       }
     }
   }
@@ -33,6 +37,7 @@ struct KernelsOf {
     switch (call.cache_type) {
       case CacheType::kFloat16: return attend_typed<Half>(call, item);
       case CacheType::kBFloat16: return attend_typed<BFloat16>(call, item);
+      case CacheType::kInt8: return attend_typed<Int8>(call, item);
       default: return attend_typed<float>(call, item);
     }
   }
@@ -41,6 +46,9 @@ struct KernelsOf {
     return {name,
             prepare,
             attend,
+            turn_packed_keys<S>,
+            attend_packed<S>,
+            pool_rows<S>,
             skip_rms_row<S>,
             skip_layer_row<S>,
             bias_gelu_row<S, false>,
@@ -48,7 +56,12 @@ struct KernelsOf {
             geglu_row<S, false>,
             geglu_row<S, true>,
             swiglu_row<S>,
-            expert_linear<S>};
+            expert_linear<S>,
+            quantize_row<D>,
+            sizeof(typename D::Code),
+            fake_quantize_row<S>,
+            quantized_matmul<D, false>,
+            quantized_matmul<D, true>};
   }
 };
 

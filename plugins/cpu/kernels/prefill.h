@@ -217,7 +217,7 @@ bool attend_chunk(const PagedAttention& call, const WorkItem& item) {
     const int64_t token = item.first_token + r / chunk.group;
     const int head = chunk.first_head + r % chunk.group;
     finish_row<S>(chunk.output + int64_t(r) * chunk.value_stride, chunk.sums + r * W, call.value_dim,
-                  call.output + (token * call.num_heads + head) * call.value_dim);
+                  call.output + (token * call.num_heads + head) * call.value_dim, value_scale(call, item.first_kv_head));
   }
   return true;
 }

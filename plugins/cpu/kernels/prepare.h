@@ -33,8 +33,14 @@ inline void turn_head(const float* x, float* y, int size, int half, bool interle
   for (int i = 2 * half; i < size; ++i) y[i] = x[i];
 }
 
+// `scales`: of each head, for pools of codes; null otherwise.
 template <class T>
-static inline void write_row(const float* x, T* row, int size) {
+static inline void write_row(const float* x, T* row, int size, const float* scales, int head) {
+  if (scales) {
+    const float scale = scales[head];
+    for (int i = 0; i < size; ++i) from_float(x[i] / scale, row + i);
+    return;
+  }
   for (int i = 0; i < size; ++i) from_float(x[i], row + i);
 }
 
@@ -53,7 +59,9 @@ inline void prepare_token(const PagedAttention& call, int token, float* scratch)
     const float* x = call.query + token * call.query_stride + int64_t(head) * head_dim;
     float* y = call.turned_query + (int64_t(token) * call.num_heads + head) * padded;
     turn_head<S>(x, y, head_dim, half, call.rotary_interleaved, cos, sin);
-    for (int i = 0; i < head_dim; ++i) y[i] *= factor;
+    // Scores of codes want the head's scale as well.
+    const float whole = call.key_scales ? factor * call.key_scales[head / call.group()] : factor;
+    for (int i = 0; i < head_dim; ++i) y[i] *= whole;
     for (int i = head_dim; i < padded; ++i) y[i] = 0;
   }
   const int64_t slot = call.slots[token];
@@ -62,9 +70,10 @@ inline void prepare_token(const PagedAttention& call, int token, float* scratch)
     const int64_t row = slot * call.kv_heads + head;
     const float* key = call.key + token * call.key_stride + int64_t(head) * head_dim;
     turn_head<S>(key, scratch, head_dim, half, call.rotary_interleaved, cos, sin);
-    write_row(scratch, static_cast<T*>(call.key_cache) + row * head_dim, head_dim);
+    write_row(scratch, static_cast<T*>(call.key_cache) + row * head_dim, head_dim, call.key_scales, head);
     const float* value = call.value + token * call.value_stride + int64_t(head) * call.value_dim;
-    write_row(value, static_cast<T*>(call.value_cache) + row * call.value_dim, call.value_dim);
+    write_row(value, static_cast<T*>(call.value_cache) + row * call.value_dim, call.value_dim,
+              call.value_scales, head);
   }
 }
 

@@ -1,4 +1,4 @@
-// Conversions of single 16-bit elements, rounding to nearest even; bit-exact on every processor.
+// Conversions of single elements of pools, rounding to nearest even; bit-exact on every processor.
 #pragma once
 
 #include <cstdint>
@@ -36,7 +36,16 @@ inline float to_float(Half x) {
   return float_of(rebased | sign);
 }
 
+inline float to_float(Int8 x) { return float(x.code); }
+
 inline void from_float(float x, float* out) { *out = x; }
+
+// -127 to 127. Adding and taking away 1.5 * 2^23 leaves no bit behind the point. NaN becomes -127.
+inline void from_float(float x, Int8* out) {
+  const float bounded = x > -127.0f ? (x < 127.0f ? x : 127.0f) : -127.0f;
+  volatile const float shifted = bounded + 12582912.0f;
+  out->code = int8_t(int(shifted - 12582912.0f));
+}
 
 inline void from_float(float x, BFloat16* out) {
   const uint32_t bits = bits_of(x);

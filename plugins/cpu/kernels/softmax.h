@@ -76,15 +76,20 @@ inline float absorb_scores(const ScoreRule& rule, float* scores, int begin, int 
   return factor;
 }
 
+// What one unit of a value head's rows in the cache stands for.
+static inline float value_scale(const PagedAttention& call, int kv_head) {
+  return call.value_scales ? call.value_scales[kv_head] : 1.0f;
+}
+
 template <class S>
 inline void scale_row(float* row, int size, float factor) {
   for (int i = 0; i < size; i += S::kWidth) S::store(row + i, S::mul(S::load(row + i), S::set1(factor)));
 }
 
-// output = row / sum of weights.
+// output = row / sum of weights * scale; `scale` is what one unit of the values stands for.
 template <class S>
-inline void finish_row(const float* row, const float* sums, int size, float* output) {
-  const typename S::V inverse = S::set1(1.0f / S::sum(S::load(sums)));
+inline void finish_row(const float* row, const float* sums, int size, float* output, float scale = 1.0f) {
+  const typename S::V inverse = S::set1(scale / S::sum(S::load(sums)));
   for (int i = 0; i < size; i += S::kWidth) {
     store_part<S>(output + i, S::mul(S::load(row + i), inverse), size - i);
   }

@@ -2,13 +2,13 @@
 #include "kernels.h"
 
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
-#include "simd_avx2.h"
+#include "dot_avx2.h"
 //
 #include "kernel_table.h"
 
 namespace slipway::cpu {
 const Kernels* avx2_kernels() {
-  static constexpr Kernels kernels = KernelsOf<Avx2>::table("avx2");
+  static constexpr Kernels kernels = KernelsOf<Avx2, Avx2Dot>::table("avx2");
   return &kernels;
 }
 }  // namespace slipway::cpu

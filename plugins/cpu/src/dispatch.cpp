@@ -7,7 +7,7 @@
 namespace slipway::cpu {
 namespace {
 
-// Kernels of `set` (1 plain, 2 AVX2, 3 AVX-512), or null where this processor cannot run them.
+// Kernels of `set` (1 plain, 2 AVX2, 3 AVX-512, 4 with VNNI), or null where this processor cannot run them.
 const Kernels* kernels_of(int set) {
   switch (set) {
     case 1: return plain_kernels();
@@ -16,6 +16,7 @@ const Kernels* kernels_of(int set) {
       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")
                  ? avx2_kernels()
                  : nullptr;
+    case 4: return __builtin_cpu_supports("avx512vnni") && kernels_of(3) ? avx512_vnni_kernels() : nullptr;
     case 3:
       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")
@@ -27,7 +28,7 @@ const Kernels* kernels_of(int set) {
 }
 
 const Kernels* best_kernels() {
-  for (int set = 3; set > 1; --set) {
+  for (int set = 4; set > 1; --set) {
     if (const Kernels* kernels = kernels_of(set)) return kernels;
   }
   return plain_kernels();

@@ -3,6 +3,7 @@
 #include <string>
 
 #include "ort_entries.h"
+#include "packed_ops.h"
 #include "paged_attention_op.h"
 
 namespace slipway::cpu {
@@ -64,6 +65,58 @@ struct PagedAttentionNode {
   void run(const Call& call) const { run_paged_attention(attributes, call); }
 };
 
+struct PackedAttentionNode {
+  static constexpr const char* kName = "PackedAttention";
+  const Api& api;
+  PackedAttentionAttributes attributes;
+
+  PackedAttentionNode(const Api& table, const KernelInfo* info) : api(table) {
+    attributes.num_heads = attribute(api, info, "num_heads", int64_t(0));
+    attributes.kv_num_heads = attribute(api, info, "kv_num_heads", int64_t(0));
+    attributes.scale = attribute(api, info, "scale", 0.0f);
+    attributes.left_window = attribute(api, info, "left_window", int64_t(-1));
+    attributes.right_window = attribute(api, info, "right_window", int64_t(-1));
+    attributes.rotary_interleaved = attribute(api, info, "rotary_interleaved", int64_t(0));
+  }
+  void run(const Call& call) const { run_packed_attention(attributes, call); }
+};
+
+struct PackedLayoutNode {
+  static constexpr const char* kName = "PackedLayout";
+  const Api& api;
+
+  PackedLayoutNode(const Api& table, const KernelInfo*) : api(table) {}
+  void run(const Call& call) const { run_packed_layout(call); }
+};
+
+struct PackedPoolNode {
+  static constexpr const char* kName = "PackedPool";
+  const Api& api;
+  int64_t kind;
+
+  PackedPoolNode(const Api& table, const KernelInfo* info)
+      : api(table), kind(attribute(table, info, "kind", int64_t(0))) {}
+  void run(const Call& call) const { run_packed_pool(kind, call); }
+};
+
+struct UnpackedRowsNode {
+  static constexpr const char* kName = "UnpackedRows";
+  const Api& api;
+
+  UnpackedRowsNode(const Api& table, const KernelInfo*) : api(table) {}
+  void run(const Call& call) const { run_unpacked_rows(call); }
+};
+
+struct EmbedLayerNormalizationNode {
+  static constexpr const char* kName = "EmbedLayerNormalization";
+  const Api& api;
+  float epsilon;
+
+  EmbedLayerNormalizationNode(const Api& table, const KernelInfo* info)
+      : api(table), epsilon(attribute(table, info, "epsilon", 1e-5f)) {}
+  void run(const Call& call) const { run_embed_layer_normalization(epsilon, call); }
+};
+
 struct SkipRmsNormalizationNode {
   static constexpr const char* kName = "SkipRMSNormalization";
   const Api& api;
@@ -120,6 +173,41 @@ struct ExpertLinearNode {
   ExpertLinearNode(const Api& table, const KernelInfo* info)
       : api(table), transposed(attribute(table, info, "transposed", int64_t(0)) != 0) {}
   void run(const Call& call) const { run_expert_linear(transposed, call); }
+};
+
+QuantizedAttributes quantized_attributes(const Api& api, const KernelInfo* info) {
+  return {attribute(api, info, "bits", int64_t(8)), attribute(api, info, "columns", int64_t(0))};
+}
+
+struct QuantizedMatMulNode {
+  static constexpr const char* kName = "QuantizedMatMul";
+  const Api& api;
+  QuantizedAttributes attributes;
+
+  QuantizedMatMulNode(const Api& table, const KernelInfo* info)
+      : api(table), attributes(quantized_attributes(table, info)) {}
+  void run(const Call& call) const { run_quantized_matmul(attributes, call); }
+};
+
+struct QuantizedGatherNode {
+  static constexpr const char* kName = "QuantizedGather";
+  const Api& api;
+  QuantizedAttributes attributes;
+  int64_t size;
+
+  QuantizedGatherNode(const Api& table, const KernelInfo* info)
+      : api(table),
+        attributes(quantized_attributes(table, info)),
+        size(attribute(table, info, "size", int64_t(0))) {}
+  void run(const Call& call) const { run_quantized_gather(attributes, size, call); }
+};
+
+struct FakeQuantizeTokensNode {
+  static constexpr const char* kName = "FakeQuantizeTokens";
+  const Api& api;
+
+  FakeQuantizeTokensNode(const Api& table, const KernelInfo*) : api(table) {}
+  void run(const Call& call) const { run_fake_quantize_tokens(call); }
 };
 
 // Types and optionality of a node's inputs and outputs.
@@ -190,6 +278,18 @@ Domain* make_domain(const Api& api) {
       make_operator<PagedAttentionNode>(paged_attention_signature(kFloat)),
       make_operator<PagedAttentionNode>(paged_attention_signature(kFloat16)),
       make_operator<PagedAttentionNode>(paged_attention_signature(kBFloat16)),
+      make_operator<PagedAttentionNode>(paged_attention_signature(kInt8)),
+      make_operator<PackedAttentionNode>(
+          {8, 1, {kFloat, kFloat, kFloat, kInt32, kFloat, kFloat, kFloat, kInt32}, {kFloat}, bits(1, 2) | bits(4, 7), 0}),
+      make_operator<PackedLayoutNode>({1, 3, {kInt64}, {kInt32, kInt32, kInt32}, 0, bits(0, 2)}),
+      make_operator<PackedPoolNode>({2, 1, {kFloat, kInt32}, {kFloat}, 0, 0}),
+      make_operator<UnpackedRowsNode>({3, 1, {kFloat, kInt32, kInt64}, {kFloat}, 0, 0}),
+      make_operator<EmbedLayerNormalizationNode>({8,
+                                                  2,
+                                                  {kUndefined, kFloat, kUndefined, kFloat, kFloat, kFloat, kUndefined, kFloat},
+                                                  {kFloat, kFloat},
+                                                  bits(5, 7),
+                                                  bits(1, 1)}),
       make_operator<SkipRmsNormalizationNode>(
           {3, 2, {kFloat, kFloat, kFloat}, {kFloat, kFloat}, 0, bits(1, 1)}),
       make_operator<SkipLayerNormalizationNode>(
@@ -198,6 +298,11 @@ Domain* make_domain(const Api& api) {
       make_operator<GegluNode>({1, 1, {kFloat}, {kFloat}, 0, 0}),
       make_operator<SwigluNode>({1, 1, {kFloat}, {kFloat}, 0, 0}),
       make_operator<ExpertLinearNode>({3, 1, {kFloat, kFloat, kInt32}, {kFloat}, 0, 0}),
+      make_operator<QuantizedMatMulNode>(
+          {5, 1, {kFloat, kUInt8, kFloat, kFloat, kFloat}, {kFloat}, bits(3, 4), 0}),
+      make_operator<QuantizedGatherNode>({3, 1, {kUInt8, kFloat, kInt32}, {kFloat}, 0, 0}),
+      make_operator<QuantizedGatherNode>({3, 1, {kUInt8, kFloat, kInt64}, {kFloat}, 0, 0}),
+      make_operator<FakeQuantizeTokensNode>({1, 1, {kFloat}, {kFloat}, 0, 0}),
   };
   Domain* domain = nullptr;
   check(api.CreateCustomOpDomain()("slipway", &domain));

@@ -70,8 +70,6 @@ void refuse_reserved_inputs(const ort::Call& call) {
     const char* name;
   } reserved[] = {{kQueryNorm, "q_norm_weight"},
                   {kKeyNorm, "k_norm_weight"},
-                  {kKeyScale, "k_scale"},
-                  {kValueScale, "v_scale"},
                   {kTreeMask, "tree_mask"}};
   for (const auto& input : reserved) {
     if (call.input(input.place))
@@ -95,7 +93,8 @@ void read_pools(const ort::Call& call, PagedAttention& attention, Tensor& keys, 
     case ort::kFloat: attention.cache_type = CacheType::kFloat32; break;
     case ort::kFloat16: attention.cache_type = CacheType::kFloat16; break;
     case ort::kBFloat16: attention.cache_type = CacheType::kBFloat16; break;
-    default: throw InvalidArgument("the pools must be float32, float16 or bfloat16");
+    case ort::kInt8: attention.cache_type = CacheType::kInt8; break;
+    default: throw InvalidArgument("the pools must be float32, float16, bfloat16 or int8");
   }
   attention.key_cache = keys.data;
   attention.value_cache = values.data;
@@ -105,7 +104,7 @@ void read_pools(const ort::Call& call, PagedAttention& attention, Tensor& keys, 
 // writes through its inputs.
 void read_pool_outputs(const ort::Call& call, PagedAttention& attention, const Tensor& keys,
                        const Tensor& values) {
-  const size_t element = keys.type == ort::kFloat ? 4 : 2;
+  const size_t element = keys.type == ort::kFloat ? 4 : keys.type == ort::kInt8 ? 1 : 2;
   if (void* copy = call.output(1, keys.shape, keys.rank)) {
     std::memcpy(copy, keys.data, size_t(keys.rows() * keys.last()) * element);
     attention.key_cache = copy;
@@ -189,6 +188,26 @@ void read_score_inputs(const ort::Call& call, PagedAttention& attention) {
   }
 }
 
+// Scales of pools of codes: both or none, and for such pools alone.
+void read_pool_scales(const ort::Call& call, PagedAttention& attention) {
+  const Tensor keys = call.input(kKeyScale), values = call.input(kValueScale);
+  const bool codes = attention.cache_type == CacheType::kInt8;
+  if (bool(keys) != codes || bool(values) != codes) {
+    throw InvalidArgument(codes ? "int8 pools need k_scale and v_scale"
+                                : "k_scale and v_scale go with int8 pools, and these are not");
+  }
+  if (!codes) return;
+  expect_shape("k_scale", keys, {attention.kv_heads});
+  expect_shape("v_scale", values, {attention.kv_heads});
+  attention.key_scales = keys.as<const float>();
+  attention.value_scales = values.as<const float>();
+  for (int head = 0; head < attention.kv_heads; ++head) {
+    if (!(attention.key_scales[head] > 0) || !(attention.value_scales[head] > 0)) {
+      throw InvalidArgument("k_scale or v_scale of head " + std::to_string(head) + " is not above zero");
+    }
+  }
+}
+
 void run_kernels(const ort::Call& call, const PagedAttention& attention) {
   static const int threads = int(std::max(1u, std::thread::hardware_concurrency()));
   thread_local std::vector<WorkItem> items;  // a session may run on several threads at once
@@ -227,6 +246,7 @@ void run_paged_attention(const PagedAttentionAttributes& attributes, const ort::
   read_rows(call, attention);
   read_step(call, attention);
   read_score_inputs(call, attention);
+  read_pool_scales(call, attention);
   if (attributes.do_rotary) read_rotary(call, attributes.rotary_interleaved != 0, attention);
   attention.scale = attributes.scale != 0 ? attributes.scale : 1.0f / std::sqrt(float(attention.head_dim));
 

@@ -15,6 +15,10 @@
 #include "scalar_types.h"
 
 namespace slipway::cpu {
+
+double run_packed();     // sanitize_packed.cpp
+double run_quantized();  // sanitize_quantized.cpp
+
 namespace {
 
 struct Sizes {
@@ -38,12 +42,18 @@ struct Sequence {
   int past, added;
 };
 
-int element_size(CacheType type) { return type == CacheType::kFloat32 ? 4 : 2; }
+int element_size(CacheType type) {
+  return type == CacheType::kFloat32 ? 4 : type == CacheType::kInt8 ? 1 : 2;
+}
+
+// Of codes, in every head.
+constexpr float kCodeScale = 0.03f;
 
 float read(const unsigned char* pool, CacheType type, int64_t i) {
   switch (type) {
     case CacheType::kFloat16: return to_float(reinterpret_cast<const Half*>(pool)[i]);
     case CacheType::kBFloat16: return to_float(reinterpret_cast<const BFloat16*>(pool)[i]);
+    case CacheType::kInt8: return kCodeScale * to_float(reinterpret_cast<const Int8*>(pool)[i]);
     default: return reinterpret_cast<const float*>(pool)[i];
   }
 }
@@ -52,6 +62,7 @@ void write(unsigned char* pool, CacheType type, int64_t i, float x) {
   switch (type) {
     case CacheType::kFloat16: from_float(x, reinterpret_cast<Half*>(pool) + i); break;
     case CacheType::kBFloat16: from_float(x, reinterpret_cast<BFloat16*>(pool) + i); break;
+    case CacheType::kInt8: from_float(x / kCodeScale, reinterpret_cast<Int8*>(pool) + i); break;
     default: reinterpret_cast<float*>(pool)[i] = x;
   }
 }
@@ -73,7 +84,8 @@ void reference_row(const PagedAttention& call, int sequence, int token, int head
     const int64_t row = (block * call.block_size + p % call.block_size) * call.kv_heads + kv;
     double score = 0;
     for (int d = 0; d < call.head_dim; ++d) {
-      score += double(query[d]) * read(keys, call.cache_type, row * call.head_dim + d);
+      // The query has the scale of codes in it already.
+      score += double(query[d]) * read(keys, call.cache_type, row * call.head_dim + d) / (call.key_scales ? kCodeScale : 1);
     }
     score *= unscale;
     if (call.softcap > 0) score = call.softcap * std::tanh(score / call.softcap);
@@ -172,6 +184,8 @@ double run_case(const Sizes& sizes, const std::vector<Sequence>& sequences, unsi
   call.positions = positions.get();
   call.cos = cos.get();
   call.sin = sin.get();
+  const std::vector<float> scales(size_t(sizes.kv_heads), kCodeScale);
+  if (sizes.cache == CacheType::kInt8) call.key_scales = call.value_scales = scales.data();
   call.sinks = sizes.sinks ? sinks.get() : nullptr;
   call.alibi_slopes = sizes.alibi ? slopes.get() : nullptr;
   call.turned_query = turned.get();
@@ -295,7 +309,7 @@ bool conversions_hold() {
 
 int main() {
   using namespace slipway::cpu;
-  const CacheType f32 = CacheType::kFloat32, f16 = CacheType::kFloat16, bf16 = CacheType::kBFloat16;
+  const CacheType f32 = CacheType::kFloat32, f16 = CacheType::kFloat16, bf16 = CacheType::kBFloat16, i8 = CacheType::kInt8;
   const Sizes cases[] = {
       {6, 2, 64, 64, 16, 32, -1, 0, false, false, false, f32},
       {3, 1, 128, 128, 8, 0, -1, 0, false, true, false, f16},
@@ -303,11 +317,13 @@ int main() {
       {7, 7, 17, 33, 1, 8, 3, 4, false, true, true, bf16},
       {8, 2, 80, 48, 32, 20, 70, 0, false, false, false, bf16},
       {1, 1, 1, 1, 256, 0, -1, 2, false, false, false, f16},
+      {6, 2, 72, 40, 16, 36, -1, 0, false, false, false, i8},
+      {4, 4, 16, 16, 4, 0, 50, 3, false, true, true, i8},
   };
   const std::vector<Sequence> sequences = {{37, 1}, {0, 23}, {5, 1},   {0, 1},
                                            {70, 9}, {0, 0},  {140, 1}, {3, 40}};
   int failures = conversions_hold() ? 0 : 1;
-  for (int set = 1; set <= 3; ++set) {
+  for (int set = 1; set <= 4; ++set) {
     if (!slipway_cpu_force_isa(set)) {
       std::printf("instruction set %d is not here\n", set);
       continue;
@@ -323,6 +339,12 @@ int main() {
     const double error = run_elementwise();
     failures += !(error < 2e-5);
     std::printf("%s elementwise: largest error %.1e\n", slipway_cpu_isa(), error);
+    const double packed = run_packed();
+    failures += !(packed < 2e-5);
+    std::printf("%s packed texts: largest error %.1e\n", slipway_cpu_isa(), packed);
+    const double quantized = run_quantized();
+    failures += !(quantized < 1e-6);
+    std::printf("%s quantized products: largest error %.1e\n", slipway_cpu_isa(), quantized);
   }
   return failures == 0 ? 0 : 1;
 }

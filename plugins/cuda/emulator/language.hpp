@@ -15,7 +15,7 @@
 #define __launch_bounds__(...)
 #define __align__(n) alignas(n)
 #define __noinline__ __attribute__((noinline))
-#define __forceinline__ inline __attribute__((always_inline))
+#define __forceinline__ inline  // by the compiler's own choice: inlined everywhere, kernels compile far longer
 // A C++ static would live as long as the process, shared by all blocks and never poisoned.
 #define __shared__ _Pragma("GCC error \"take shared memory by DYNAMIC_SMEM(name) or STATIC_SMEM(type, name, count)\"")
 

@@ -1,6 +1,7 @@
 // Runs a file of operator calls on the emulated device and writes what they left behind.
 //
 //     runner CASES RESULTS SEED
+//     runner OPERATOR              prints what slipway_describe says of it
 //
 // Every tensor lies in an allocation of its exact size (strided ones in the span that they cover), so that the
 // address sanitizer sees a byte too far; without it, guard bytes around each are looked at. The formats of both
@@ -106,8 +107,10 @@ void run_case(std::istream& in, std::ostream& out) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  const char* description = argc == 2 ? slipway_describe(argv[1]) : nullptr;
+  if (description != nullptr) return std::puts(description) < 0;
   if (argc != 4) {
-    std::fprintf(stderr, "usage: %s CASES RESULTS SEED\n", argv[0]);
+    std::fprintf(stderr, "usage: %s CASES RESULTS SEED, or %s OPERATOR\n", argv[0], argv[0]);
     return 2;
   }
   std::ifstream in(argv[1], std::ios::binary);

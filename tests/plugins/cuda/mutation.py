@@ -46,9 +46,6 @@ RESULTS = FAULTS_FOLDER / "results.json"
 COMMAND = "python -m tests.plugins.cuda.mutation"
 SEEDS = (1, 2, 3)
 LEAST_CAUGHT = 0.95
-FLAGS = ("-std=c++17", "-O1", "-g0", "-fPIC", "-w", "-fno-strict-aliasing")
-"""Compiling is most of the time, so -O1; none at all with the address sanitizer, which takes the compiler longest."""
-
 SYNCHRONISATION = re.compile(r"sync|wait|fence|atomic|arrive|commit", re.IGNORECASE)
 
 
@@ -123,10 +120,9 @@ class Suite:
         files = sorted({fault.file for fault in self.faults})
         return {file: hashlib.sha256((FOLDER / file).read_bytes()).hexdigest() for file in files}
 
-    def build(self, flavour: str, folder: Path = FOLDER, cache: Path = BUILD / "mutants") -> Build:
+    def build(self, flavour: str, folder: Path = FOLDER, cache: Path = BUILD) -> Build:
         """How the operator is built with a fault, or without one."""
-        flags = (*FLAGS, "-O0") if flavour == "asan" else FLAGS
-        return Build(flavour, (self.operator,), folder, self.defines, cache, flags, self.left_out)
+        return Build(flavour, (self.operator,), folder, self.defines, cache, left_out=self.left_out)
 
     def wrong(self, build: Build, cases: Sequence[Case], seed: int, timeout: float) -> str:
         """The first thing that is wrong with the cases on a build; "" when they are right."""
@@ -136,7 +132,6 @@ class Suite:
             seed=seed,
             compute_capability=self.compute_capability,
             timeout=timeout,
-            described_by=Build(operators=(self.operator,)),
         )
         return next((f"{case}: {'; '.join(words)}" for case, words in found.items()), "")
 
@@ -213,7 +208,7 @@ class Trial:
                 self.prepare(flavour)
                 cache = folder / "cache"
                 (cache / flavour).mkdir(parents=True)
-                for compiled in (BUILD / "mutants" / flavour).glob("*.o"):
+                for compiled in (BUILD / flavour).glob("*.o"):
                     (cache / flavour / compiled.name).symlink_to(compiled)
                 build = self.suite.build(flavour, folder, cache)
                 build.runner()

@@ -6,11 +6,9 @@ import os
 import subprocess
 from pathlib import Path
 
-from plugins.cuda.emulated import ENVIRONMENT, FLAGS, Build
+from plugins.cuda.emulated import ENVIRONMENT, Build
 
 FOLDER = Path(__file__).parent
-UNOPTIMIZED = (*FLAGS, "-O0")
-"""These programs compute little: compiling them is most of the time."""
 
 
 def results(program: str, flavour: str, seed: int, *names: str) -> dict[str, str]:
@@ -20,7 +18,7 @@ def results(program: str, flavour: str, seed: int, *names: str) -> dict[str, str
     of "the end".
     """
     run = subprocess.run(
-        [str(Build(flavour, (), flags=UNOPTIMIZED).program(FOLDER / f"{program}.cu")), str(seed), *names],
+        [str(Build(flavour, ()).program(FOLDER / f"{program}.cu")), str(seed), *names],
         capture_output=True,
         text=True,
         errors="replace",

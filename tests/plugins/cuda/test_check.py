@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
+import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
-from model_repo.runtime.errors import BadInput
 from plugins.cuda import check, check_processes, results
 from plugins.cuda.case import Case
 from plugins.cuda.company import Company, differences
 from plugins.cuda.execution import Execution
 from plugins.cuda.guarded import GuardedBuffer, GuardedTensor
 from plugins.cuda.library import Library
-from plugins.cuda.results import GoalResult, Measurement, Results, SanitizerReport
+from plugins.toolchain import locked
 from tests.plugins.cuda import toy_checks
 
 TOY = "tests.plugins.cuda.toy_checks"
@@ -130,6 +133,24 @@ def test_no_gpu_is_one_clear_error(
     assert "sees no GPU; run this where there is one" in capsys.readouterr().err
 
 
+def test_torch_is_all_that_a_gpu_machine_must_have() -> None:
+    """Everything that gpu-check imports, in a Python without the other packages of this project."""
+    project = tomllib.loads((check_processes.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    packages = {re.split(r"\W", text.replace("-", "_"))[0] for text in project["dependencies"]}
+    packages = (packages | {"yaml"}) - {"torch", "numpy"}
+    modules = ["plugins.cuda.check", "plugins.cuda.check_operator", *check_processes.modules_of_checks()]
+    code = (
+        f"import importlib, sys; sys.modules.update(dict.fromkeys({sorted(packages)}))\n"
+        f"for name in {modules}: importlib.import_module(name)\n"
+        "from plugins.bench.cuda.__main__ import all_benchmarks; print(len(list(all_benchmarks())))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=check_processes.ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 20
+
+
 def test_device_that_fails_is_taken_up_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A child that ends inside its second case: that one is wrong, the rest runs in another process."""
     seen: list[list[str]] = []
@@ -162,24 +183,55 @@ def test_device_that_fails_is_taken_up_again(monkeypatch: pytest.MonkeyPatch, tm
     assert "code -11: Segmentation fault" in run.checks[1]["problems"][0]
 
 
+def test_what_a_process_started_ends_with_it(tmp_path: Path) -> None:
+    """As compute-sanitizer does, the shell leaves the work to a child: here one that holds a lock."""
+    held = tmp_path / "lock"
+    code, words = check_processes.finished(["sh", "-c", f"flock {held} sleep 3000 & wait"], 1)
+    assert (code, words) == (check_processes.OUT_OF_TIME, "no end within 1 s")
+    with locked(held):  # would wait for the child
+        pass
+    assert check_processes.finished(["sh", "-c", "echo one; echo two >&2; exit 3"], 60) == (3, "one\ntwo")
+
+
+def test_ctrl_c_ends_what_is_running(tmp_path: Path) -> None:
+    """The child says that it runs by opening a pipe."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(check_processes.finished, ["sh", "-c", f"echo > {pipe}; sleep 3000"], 3000)
+        assert pipe.read_text() == "\n"
+        check_processes.end_all()
+        assert job.result(60)[0] == -signal.SIGKILL
+
+
 @pytest.mark.parametrize(
-    ("code", "verdict"), [(0, "clean"), (check_processes.SANITIZER_ERRORS, "errors"), (1, "not run")]
+    ("code", "begun", "verdict"),
+    [
+        (0, True, "clean"),
+        (check_processes.SANITIZER_ERRORS, True, "errors"),
+        (check_processes.SANITIZER_ERRORS, False, "not run"),
+        (1, True, "not run"),
+    ],
 )
 def test_verdict_of_the_sanitizer(
-    code: int, verdict: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    code: int, begun: bool, verdict: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """begun: whether a case did. Where compute-sanitizer does not know the device, it ends with its code too."""
+
     def child(command: list[str], seconds: float, environment: dict[str, str]) -> tuple[int, str]:
         assert environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] == "1"
         assert command[:2] == ["/bin/sanitizer", "--tool=racecheck"]
         report = Path(command[command.index("--report") + 1])
-        report.write_text('{"begin": 0, "case": "a", "operator": "toy"}\n{"end": 1}\n')
+        if begun:
+            report.write_text('{"begin": 0, "case": "a", "operator": "toy"}\n{"end": 1}\n')
         return code, "what it said"
 
     monkeypatch.setattr(check_processes, "finished", child)
     run = check_processes.Run(tmp_path, "cuda", 1, time.perf_counter() + 60, tmp_path, None)
     check_processes.sanitize(run, "/bin/sanitizer", TOY, "racecheck")
     (report,) = run.sanitizer
-    assert (report.operator, report.tool, report.verdict) == ("toy", "racecheck", verdict)
+    operator = "toy" if begun else "toy_checks"
+    assert (report.operator, report.tool, report.verdict) == (operator, "racecheck", verdict)
     assert results.verdict([], run.sanitizer, complete=True) == ("wrong" if verdict == "errors" else "right")
 
 
@@ -260,53 +312,3 @@ def test_company_compares_bits() -> None:
     among[0, 0] = -0.0
     (words,) = differences(company, {"output": alone}, {"output": among})
     assert words == "two rows: output: 1 of 4 elements differ in company"
-
-
-def test_measurements_are_printed_with_their_goals(capsys: pytest.CaptureFixture[str]) -> None:
-    goals = (
-        GoalResult("of copy bandwidth", 0.85, False, 0.9, True),
-        GoalResult("us", 60, True, 70.0, False),
-        GoalResult("times the speed of FlashInfer", 1.0, False, None, None),
-    )
-    measured = Measurement(
-        "toy", "64 MiB", 20.0, 0.01, True, 2_000_000, 0, goals, {"torch": 30.0, "other": "none: why"}
-    )
-    found = Results(
-        date="2030-01-02T00:00:00+00:00",
-        commit="abc",
-        gpu=check.emulated_gpu(),
-        versions={},
-        build={},
-        operators=("toy",),
-        checks=(check_processes.problem("toy", "odd", "is wrong"),),
-        sanitizer=(SanitizerReport("toy", "racecheck", "errors", "a race"),),
-        ceilings={"bf16 matmul, TFLOP/s": 700.0},
-        measurements=(measured,),
-        dropped=("toy: one case",),
-        seconds={"build": 60.0},
-        verdict="wrong",
-    )
-    check.print_results(found)
-    printed = capsys.readouterr().out
-    rows = [" ".join(line.split()) for line in printed.splitlines()]
-    assert "toy 1 1 0 errors" in rows
-    assert "toy 64 MiB 20 100 0 30 none" in rows
-    assert "toy 64 MiB 0.9 at least 0.85 of copy bandwidth reached" in rows
-    assert "toy 64 MiB 70 at most 60 us MISSED" in rows
-    assert "toy 64 MiB at least 1 times the speed of FlashInfer not measured" in rows
-    assert "ceilings: bf16 matmul, TFLOP/s 700" in rows
-    assert "left out: toy: one case" in rows
-    assert "WRONG toy, odd: is wrong" in rows
-    assert "WRONG toy, racecheck:" in rows
-
-
-def test_foreign_files_are_refused(tmp_path: Path) -> None:
-    for text, words in (
-        ("{}", "is not a result"),
-        ('{"schema": 99}', "schema 99"),
-        ("no json", "is not a result"),
-    ):
-        path = tmp_path / "x.json"
-        path.write_text(text)
-        with pytest.raises(BadInput, match=words):
-            results.read(path)

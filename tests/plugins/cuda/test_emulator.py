@@ -12,7 +12,7 @@ import pytest
 
 from plugins.cuda.emulated import Build
 
-from .programs import FOLDER, UNOPTIMIZED, results
+from .programs import FOLDER, results
 
 
 def test_number_formats_follow_their_definitions() -> None:
@@ -29,7 +29,7 @@ def test_primitives_follow_their_definitions(seed: int) -> None:
 
 
 def test_machines_without_the_assembly_switch_stacks_by_ucontext() -> None:
-    build = Build("plain", (), defines=("EMU_UCONTEXT",), flags=UNOPTIMIZED)
+    build = Build("plain", (), defines=("EMU_UCONTEXT",))
     run = subprocess.run(
         [str(build.program(FOLDER / "primitives.cu")), "1"], capture_output=True, text=True, check=True
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from plugins.schemas import DOMAIN, PAGED_ATTENTION
+from .schemas import DOMAIN, PAGED_ATTENTION
 
 
 def drop_pool_outputs(model: ir.Model) -> None:

@@ -71,7 +71,7 @@ class Slice:
         for value, result in zip(self.wanted, results, strict=True):
             if not isinstance(result, np.ndarray):
                 raise BadInput(
-                    f"{value.name} is no tensor but a {type(result).__name__}; parity takes tensors"
+                    f"{value.name} is no tensor but a {type(result).__name__}; only tensors go between slices"
                 )
         return results
 

@@ -1,0 +1,73 @@
+"""Where each target wants quantization: declared here, written by `write.py`, checked by `verify.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from calibration.schemes import Scheme
+from model_repo.runtime.errors import BadInput
+
+from .precisions import LayerSchemes
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A target's rules.
+
+    Inputs of products (MatMul and Gemm with a constant matrix) are quantized, once for all products that read the
+    same tensor; sums of residual branches, attention and normalization stay in floating point. Both operands of a
+    product are quantized, or its weight alone where the precision says so.
+
+    `smallest`: elements of a matrix below which it does not pay. `tables`: whether rows of Gather are quantized too;
+    those that share their weight with a product always are. `static_only`: activations have one scale, fixed
+    beforehand. `zero_points`: whether activations may be asymmetric; `refusal` says why not. `refused`: precisions
+    that the target does not take, with the reason.
+    """
+
+    target: str
+    smallest: int = 4096
+    tables: bool = True
+    static_only: bool = False
+    zero_points: bool = True
+    refusal: str = ""
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+    def adapted(self, layer: LayerSchemes) -> LayerSchemes:
+        """`layer` as this target runs it. Raises BadInput for schemes that it cannot."""
+        scheme = layer.activation
+        if scheme is None:
+            return layer
+        if not scheme.symmetric and not self.zero_points:
+            raise BadInput(
+                f"target {self.target!r} takes no asymmetric activations ({scheme}): {self.refusal}"
+            )
+        if self.static_only and scheme.granularity == "token":
+            return replace(layer, activation=Scheme(scheme.format, "tensor", symmetric=scheme.symmetric))
+        return layer
+
+
+_NO_HALVES = "ONNX Runtime has no 16-bit products on a CPU and would convert to float32 and back; take int8"
+
+POLICIES: Mapping[str, Policy] = {
+    "onnxruntime": Policy("onnxruntime", refused={"fp16": _NO_HALVES, "bf16": _NO_HALVES}),
+    "tensorrt": Policy(
+        "tensorrt",
+        tables=False,
+        static_only=True,
+        zero_points=False,
+        refusal="its QuantizeLinear takes no zero point other than 0; give a symmetric scheme",
+    ),
+}
+
+
+def policy_of(target: str, precision: str) -> Policy:
+    """The rules of a target. Raises BadInput for a precision that it refuses, with the reason."""
+    policy = POLICIES.get(target)
+    if policy is None:
+        raise BadInput(f"target {target!r} has no rules for quantization; those with: {', '.join(POLICIES)}")
+    if precision in policy.refused:
+        raise BadInput(
+            f"target {target!r} does not take precision {precision!r}: {policy.refused[precision]}"
+        )
+    return policy

@@ -1,0 +1,218 @@
+"""Stage quantize: the fused graph with codes for weights, and rounding where the target computes with codes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from model_repo.runtime.errors import BadInput
+from pipeline.options import changed_options
+from pipeline.recipe import Recipe
+from pipeline.stages import Product, Stage
+from pipeline.workspace import FUSED, QUANTIZED, SCALES
+
+from . import calibrate
+from .context import PARITY_CODE, BuildContext, graph_files
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from calibration.linear_layers import LinearLayer
+    from calibration.schemes import Quantized
+    from pipeline.quantize.precisions import LayerSchemes
+    from pipeline.quantize.write import ActivationScale, Rounder
+
+CODE = ("pipeline/quantize", "pipeline/steps/quantize.py", "calibration", "plugins/cpu", *PARITY_CODE)
+PACKAGES = ("onnx", "onnx-ir", "onnxruntime", "ml_dtypes")
+CHECKPOINT = "checkpoint"
+"""The algorithm that takes codes and scales from the source."""
+WALK = "quantize.walk"
+"""Folder of the results of an algorithm that goes block by block."""
+
+
+def needed(recipe: Recipe) -> bool:
+    """Whether a build of this recipe quantizes."""
+    return recipe.quantize.quantizes
+
+
+def stage(context: BuildContext) -> Stage:
+    """The stage in this build."""
+    recipe = context.recipe
+    return Stage(
+        name="quantize",
+        code=CODE,
+        packages=PACKAGES,
+        recipe={
+            "quantize": recipe.quantize.to_dict(),
+            "calibrate": recipe.calibrate.to_dict(),
+            "target": {"name": recipe.target.name},
+        },
+        inputs=lambda: _inputs(context),
+        given=lambda: context.facts.to_dict(),
+        run=lambda: _run(context),
+        command=("slipway", "quantize", context.shown, *changed_options("quantize", recipe.quantize)),
+        needed_bytes=context.needed_bytes(0.5),
+    )
+
+
+def _inputs(context: BuildContext) -> list[Path]:
+    paths = [*graph_files(context, "fuse")]
+    if calibrate.needed(context.recipe):
+        paths += [path for path in context.artifact_files("calibrate") if path.name == SCALES]
+    if context.recipe.quantize.layers is not None:
+        paths.append(Path(context.recipe.quantize.layers))
+    return paths
+
+
+def _run(context: BuildContext) -> Product:
+    from pipeline.graph import load_graph, save_graph
+    from pipeline.quantize.kv import quantize_pools
+    from pipeline.quantize.policy import policy_of
+    from pipeline.quantize.precisions import schemes_of
+    from pipeline.quantize.verify import verify
+    from pipeline.quantize.write import layers_of, write
+
+    from .comparing import compared
+    from .encoder_graph import refuse_quantization
+
+    refuse_quantization(context, context.facts.encoder)
+    recipe = context.recipe.quantize
+    policy = policy_of(context.recipe.target.name, recipe.precision)
+    before = context.workspace.path(FUSED)
+    model = load_graph(before)
+    float_bytes = _bytes(model)
+    layers = layers_of(model, policy)
+    chosen = _chosen(Path(recipe.layers), layers) if recipe.layers is not None else None
+    schemes = schemes_of(recipe, [layer.name for layer in layers], chosen)
+    if recipe.algorithm == CHECKPOINT:
+        codes = _of_checkpoint(context, layers, schemes)
+        schemes = {name: schemes[name] for name in codes}
+        policy = replace(policy, tables=False)  # what the checkpoint left in floats stays so
+        rounder: Rounder = lambda name, weight, scheme: codes[name]  # noqa: E731
+    else:
+        rounder = _rounder(context, model, schemes)
+    written = write(model, policy, schemes, rounder, _scales(context))
+    verify(model, written)
+    if recipe.kv_dtype != "float32":
+        quantize_pools(model, context.facts.kv, recipe.kv_dtype, _ranges(context))
+    saved = save_graph(model, context.workspace.staged(QUANTIZED))
+    shutil.rmtree(context.workspace.path(WALK), ignore_errors=True)
+    parity = compared(context, "quantize", saved.graph, "fuse", before)
+    details = {
+        "products": len(written.products),
+        "tables": len(written.tables),
+        "kept": list(written.kept),
+        "weight_bytes": _bytes(model),
+        "float_weight_bytes": float_bytes,
+    }
+    return Product({QUANTIZED: saved.graph}, shared=saved.weights, parity=parity, details=details)
+
+
+def _bytes(model: ir.Model) -> int:
+    """Bytes of all constants of a graph."""
+    return sum(
+        value.const_value.nbytes
+        for value in model.graph.initializers.values()
+        if value.const_value is not None
+    )
+
+
+def _chosen(path: Path, layers: list[LinearLayer]) -> dict[str, str]:
+    """The precision of each weight, as a file says. Raises BadInput: unreadable, unknown weight or precision."""
+    from pipeline.quantize.precisions import LAYER_PRECISIONS
+
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise BadInput(f"quantize.layers: {path} is not readable JSON ({error})") from error
+    known = {layer.name for layer in layers}
+    if not isinstance(given, dict):
+        raise BadInput(f"quantize.layers: {path} must hold an object of weight name to precision")
+    for name, precision in given.items():
+        if name not in known:
+            raise BadInput(f"quantize.layers: {path} names {name!r}, which is no weight of a product here")
+        if precision not in LAYER_PRECISIONS:
+            raise BadInput(
+                f"quantize.layers: {path} gives {name!r} precision {precision!r}; known: {', '.join(LAYER_PRECISIONS)}"
+            )
+    return given
+
+
+def _ranges(context: BuildContext) -> Any:
+    """What the stage calibrate found on this graph. Raises BadInput."""
+    from calibration.scales import Scales
+
+    (graph,) = (record for record in context.required("fuse").outputs if record.path == FUSED)
+    return Scales.read(context.workspace.path(SCALES), graph.sha256)
+
+
+def _scales(context: BuildContext) -> ActivationScale | None:
+    """Scales of activations that are fixed beforehand; None where there are none."""
+    if not calibrate.needed(context.recipe):
+        return None
+    ranges = _ranges(context)
+    return lambda name, scheme: float(ranges.scales_of(name, scheme)[0])
+
+
+def _of_checkpoint(
+    context: BuildContext, layers: list[LinearLayer], schemes: Mapping[str, LayerSchemes]
+) -> dict[str, Quantized]:
+    """The codes of the source's own checkpoint, by weight. Raises BadInput: it is not quantized, or otherwise."""
+    from pipeline.quantize.imported import imported
+    from pipeline.sources.dequantized import quantized_checkpoint
+
+    source = context.source
+    found = quantized_checkpoint(source.folder, source.files)
+    if found is None:
+        raise BadInput(
+            f"quantize.algorithm is {CHECKPOINT!r}, and {source.folder} is not quantized; choose another algorithm"
+        )
+    formats = frozenset(layer.weight.format for layer in schemes.values() if layer.weight is not None)
+    return imported(layers, found, formats)
+
+
+def _rounder(context: BuildContext, model: ir.Model, schemes: Mapping[str, LayerSchemes]) -> Rounder:
+    """How weights are rounded: to nearest, or as the recipe's algorithm decided block by block."""
+    from calibration.activations import observable
+    from calibration.batches import Batches
+    from calibration.blocks import walk
+    from calibration.linear_layers import replace_weight
+    from model_repo.runtime.manifest import sha256_of_json
+    from pipeline.quantize.precisions import DYNAMIC_INT8
+    from pipeline.quantize.write import nearest
+
+    recipe = context.recipe
+    wanted = {name: layer.weight for name, layer in schemes.items() if layer.weight is not None}
+    if recipe.quantize.algorithm == "rtn" or not wanted:
+        return nearest
+    graph = context.workspace.path(FUSED)
+    samples = calibrate.samples_of(context)
+    activations = {layer.activation for layer in schemes.values() if layer.activation is not None}
+    (record,) = (item for item in context.required("fuse").outputs if item.path == FUSED)
+    key = sha256_of_json(
+        {
+            "graph": record.sha256,
+            "data": samples.to_dict(),
+            "schemes": {name: str(scheme) for name, scheme in wanted.items()},
+            "algorithm": recipe.quantize.algorithm,
+        }
+    )
+    walked = walk(
+        observable(graph),
+        Batches(context.facts, samples.items),
+        wanted,
+        recipe.quantize.algorithm,
+        context.workspace.path(WALK),
+        key,
+        input_scheme=next(iter(activations), DYNAMIC_INT8),
+        progress=context.progress.advanced,
+    )
+    for name, array in walked.folded.items():
+        replace_weight(model.graph.initializers[name], array)
+    return lambda name, weight, scheme: (
+        walked.quantized[name] if name in walked.quantized else nearest(name, weight, scheme)
+    )

@@ -1,0 +1,276 @@
+"""Products of a quantized graph as the CPU's operators: `QuantizedMatMul` of plugins/cpu, and com.microsoft.MatMulNBits
+where only weights are quantized. Patterns that neither knows (E4M3) stay as they are: DequantizeLinear and products
+in float32, which compute exactly what codes would.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+from plugins.column_blocks import pack_block_scales, pack_bytes, pack_nibbles
+from plugins.schemas import DOMAIN, FAKE_QUANTIZE_TOKENS, QUANTIZED_GATHER, QUANTIZED_MATMUL
+
+_INT8_ACTIVATIONS = 4
+"""MatMulNBits' accuracy_level: activations are rounded to int8 by blocks, each row by itself."""
+
+
+class _Weight(NamedTuple):
+    """A dequantized constant as [out, in] codes; scales [out] or [out, blocks]."""
+
+    name: str
+    codes: npt.NDArray[np.int8]
+    scales: npt.NDArray[np.float32]
+    bits: int
+    block: int | None
+    origin: ir.Value
+
+
+class _Activation(NamedTuple):
+    """What a product reads: `value` before rounding; `scale` a constant for all rows, None for one a row."""
+
+    value: ir.Value
+    rounded: bool
+    scale: ir.Value | None = None
+
+
+def lower_products(model: ir.Model) -> None:
+    """Rewrites the quantized products and tables of `model` in place."""
+    lowering = _Lowering(model)
+    for node in list(model.graph):
+        if node.domain == "" and node.op_type in ("MatMul", "Gemm"):
+            lowering.product(node)
+    for node in list(model.graph):
+        if node.domain == "" and node.op_type == "Gather":
+            lowering.table(node)
+    passes.RemoveUnusedNodesPass()(model)
+
+
+class _Lowering:
+    """The constants that were made, by weight: nodes that share a weight share its packed form."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.model = model
+        self.graph = model.graph
+        self.packed: dict[tuple[ir.Value, str], tuple[ir.Value, ir.Value]] = {}
+        self.blocks_by_rows: set[ir.Value] = set()  # codes that MatMulNBits reads
+
+    def product(self, node: ir.Node) -> None:
+        """A product with a weight of 8 or 4 bits."""
+        transposed = node.op_type == "MatMul" or not node.attributes.get_int("transB", 0)
+        weight = _weight(node.inputs[1], transposed)
+        if weight is None:
+            return
+        activation = _activation(node.inputs[0])
+        bias, last = self._bias(node, len(weight.codes))
+        out = last.outputs[0]
+        if not activation.rounded:
+            if weight.block is None:
+                return
+            self._weight_only(node, last, weight, activation.value, bias, out)
+            return
+        codes, scales = self._pack(weight)
+        inputs = [activation.value, codes, scales, bias, activation.scale]
+        while inputs[-1] is None:
+            inputs.pop()
+        attributes = {"bits": weight.bits, "columns": len(weight.codes)}
+        self._replace(node, last, QUANTIZED_MATMUL.name, DOMAIN, inputs, attributes, out)
+
+    def table(self, node: ir.Node) -> None:
+        """Rows of a quantized matrix."""
+        weight = _weight(node.inputs[0], transposed=False)
+        if weight is None:
+            return
+        attributes = {"bits": weight.bits, "columns": len(weight.codes), "size": weight.codes.shape[1]}
+        if weight.block is not None and weight.origin in self.blocks_by_rows:
+            if (
+                weight.codes.shape[1] % weight.block == 0
+            ):  # else rows would come with the padding of the last block
+                self._rows_of_blocks(node, weight)
+            return
+        if weight.bits == 8 and weight.block is not None:
+            return
+        codes, scales = self._pack(weight)
+        inputs = [codes, scales, node.inputs[1]]
+        self._replace(node, node, QUANTIZED_GATHER.name, DOMAIN, inputs, attributes, node.outputs[0])
+
+    def _weight_only(
+        self,
+        node: ir.Node,
+        last: ir.Node,
+        weight: _Weight,
+        value: ir.Value,
+        bias: ir.Value | None,
+        out: ir.Value,
+    ) -> None:
+        assert weight.block is not None
+        codes, scales = self._by_rows(weight)
+        columns, inputs = weight.codes.shape
+        self.blocks_by_rows.add(weight.origin)
+        given = [value, codes, scales]
+        if bias is not None:
+            given += [None, None, bias]  # type: ignore[list-item]  # zero points and an order of groups
+        attributes = {
+            "K": inputs,
+            "N": columns,
+            "bits": weight.bits,
+            "block_size": weight.block,
+            "accuracy_level": _INT8_ACTIVATIONS,
+        }
+        self._replace(node, last, "MatMulNBits", "com.microsoft", given, attributes, out)
+
+    def _rows_of_blocks(self, node: ir.Node, weight: _Weight) -> None:
+        """A table that shares its codes with MatMulNBits: the same bytes under another shape."""
+        assert weight.block is not None
+        codes, scales = self._by_rows(weight)
+        assert codes.const_value is not None
+        name = f"{codes.name}.rows"
+        flat = codes.const_value.numpy().reshape(len(weight.codes), -1)
+        rows = self._constant(name, flat, weight.origin)
+        attributes = {"bits": weight.bits, "block_size": weight.block, "gather_axis": 0, "quantize_axis": 1}
+        inputs = [rows, node.inputs[1], scales]
+        self._replace(
+            node, node, "GatherBlockQuantized", "com.microsoft", inputs, attributes, node.outputs[0]
+        )
+
+    def _by_rows(self, weight: _Weight) -> tuple[ir.Value, ir.Value]:
+        """Codes uint8 [out, blocks, bytes], offset to be unsigned, and scales [out, blocks], as MatMulNBits reads."""
+        key = (weight.origin, "rows")
+        if key not in self.packed:
+            assert weight.block is not None
+            missing = -weight.codes.shape[1] % weight.block
+            offset = 1 << (weight.bits - 1)
+            unsigned = (np.pad(weight.codes, ((0, 0), (0, missing))).astype(np.int16) + offset).astype(
+                np.uint8
+            )
+            if weight.bits == 4:
+                unsigned = unsigned[:, ::2] | unsigned[:, 1::2] * np.uint8(16)
+            codes = unsigned.reshape(len(weight.codes), weight.scales.shape[1], -1)
+            self.packed[key] = (
+                self._constant(f"{weight.name}.blocks", codes, weight.origin),
+                self._constant(f"{weight.name}.block_scales", weight.scales, None),
+            )
+        return self.packed[key]
+
+    def _pack(self, weight: _Weight) -> tuple[ir.Value, ir.Value]:
+        key = (weight.origin, "columns")
+        if key not in self.packed:
+            if weight.block is None:
+                codes, scales = pack_bytes(weight.codes), weight.scales
+            else:
+                codes = pack_nibbles(weight.codes, weight.block)
+                scales = pack_block_scales(weight.scales)
+            self.packed[key] = (
+                self._constant(f"{weight.name}.packed", codes, weight.origin),
+                self._constant(f"{weight.name}.packed_scales", scales, None),
+            )
+        return self.packed[key]
+
+    def _bias(self, node: ir.Node, columns: int) -> tuple[ir.Value | None, ir.Node]:
+        """A constant [columns] that is added to the product, and the node that does it: the product or an Add."""
+        if len(node.inputs) > 2 and node.inputs[2] is not None:
+            return node.inputs[2], node
+        readers = list(node.outputs[0].uses())
+        if len(readers) != 1 or node.outputs[0].is_graph_output():
+            return None, node
+        reader, place = readers[0]
+        other = reader.inputs[1 - place] if reader.op_type == "Add" and reader.domain == "" else None
+        if other is None or other.const_value is None or tuple(other.const_value.shape.numpy()) != (columns,):
+            return None, node
+        return other, reader
+
+    def _replace(
+        self,
+        node: ir.Node,
+        last: ir.Node,
+        op_type: str,
+        domain: str,
+        inputs: list[Any],
+        attributes: dict[str, int],
+        old: ir.Value,
+    ) -> None:
+        """A node instead of `node` up to `last`, whose output is `old`."""
+        name = old.name
+        new = ir.Value(name=f"{name}_quantized", type=old.type, shape=old.shape)
+        made = ir.node(
+            op_type,
+            inputs,
+            attributes,
+            domain=domain,
+            outputs=[new],
+            name=node.name,
+            metadata_props=dict(node.metadata_props),
+        )
+        self.graph.insert_before(last, made)
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+        self.graph.remove([last] if last is node else [node, last], safe=True)
+        new.name = name
+        self.model.opset_imports.setdefault(domain, 1)
+
+    def _constant(self, name: str, array: npt.NDArray[Any], origin: ir.Value | None) -> ir.Value:
+        tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+        notes = {} if origin is None else dict(origin.metadata_props)
+        value = ir.Value(
+            name=name,
+            type=ir.TensorType(tensor.dtype),
+            shape=ir.Shape(array.shape),
+            const_value=tensor,
+            metadata_props=notes,
+        )
+        self.graph.register_initializer(value)
+        return value
+
+
+def _weight(value: ir.Value | None, transposed: bool) -> _Weight | None:
+    """The symmetric codes behind a weight; None for other weights. `transposed`: it lies as [in, out]."""
+    node = None if value is None else value.producer()
+    if node is None or node.op_type != "DequantizeLinear" or len(node.inputs) != 2:
+        return None
+    codes, scales = node.inputs
+    assert codes is not None
+    assert scales is not None
+    if codes.const_value is None or scales.const_value is None:
+        return None
+    kind = codes.const_value.dtype
+    if kind not in (ir.DataType.INT8, ir.DataType.INT4) or len(codes.const_value.shape) != 2:
+        return None
+    block = node.attributes.get_int("block_size", 0) or None
+    axis = node.attributes.get_int("axis", 1) % 2
+    out_axis = 1 if transposed else 0
+    if axis != (out_axis if block is None else 1 - out_axis) or scales.const_value.size == 1:
+        return None
+    stored = codes.const_value.numpy().astype(np.int8)
+    steps = scales.const_value.numpy().astype(np.float32)
+    if transposed:
+        stored, steps = stored.T, steps.T
+    name = (codes.name or "weight").removesuffix(".codes")
+    bits = 4 if kind == ir.DataType.INT4 else 8
+    if bits == 4 and block is None:
+        return None
+    return _Weight(name, np.ascontiguousarray(stored), np.ascontiguousarray(steps), bits, block, codes)
+
+
+def _activation(value: ir.Value | None) -> _Activation:
+    """What stands before the rounding of a product's input to symmetric int8 codes."""
+    assert value is not None
+    node = value.producer()
+    if node is None:
+        return _Activation(value, False)
+    if node.domain == DOMAIN and node.op_type == FAKE_QUANTIZE_TOKENS.name:
+        assert node.inputs[0] is not None
+        return _Activation(node.inputs[0], True)
+    if node.op_type != "DequantizeLinear" or node.inputs[0] is None:
+        return _Activation(value, False)
+    down = node.inputs[0].producer()
+    if down is None or down.op_type != "QuantizeLinear" or node.inputs[0].dtype != ir.DataType.INT8:
+        return _Activation(value, False)
+    scale = down.inputs[1]
+    assert down.inputs[0] is not None
+    assert scale is not None
+    if scale.const_value is None or len(scale.const_value.shape):
+        return _Activation(value, False)
+    return _Activation(down.inputs[0], True, scale)

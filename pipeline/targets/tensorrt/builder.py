@@ -1,0 +1,179 @@
+"""Builds an engine from an ONNX file with TensorRT or TensorRT-RTX, in a process of its own.
+
+The builder's memory goes with that process, Ctrl-C ends it at once, and a parser that aborts is an error of ours.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from model_repo.runtime.errors import BadInput
+from pipeline.child import in_child
+
+from .bindings import load
+from .layers import BEGIN
+from .monitor import progress_monitor
+from .profiles import Profile, Shapes
+
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How to build. `compute_capabilities`: chips of an ahead-of-time TensorRT-RTX engine, such as 8.9 and 12.0; empty:
+    the chip that is here, or any (portable). `optimization_level`: 0 to 5; None: the builder's own."""
+
+    compute_capabilities: tuple[str, ...] = ()
+    optimization_level: int | None = None
+    workspace_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a build gave. `layers`: the builder's own report of them (`layers.parse_layers`)."""
+
+    bytes: int
+    seconds: float
+    version: str
+    layers: str
+
+
+def build_engine(
+    target: str, graph: Path, engine: Path, profiles: Sequence[Profile], options: BuildOptions
+) -> Built:
+    """Builds `graph` into the file `engine`, which appears whole or not at all.
+
+    Raises BadInput: the package is missing, the parser refuses the graph (nodes named), or the builder does (in its
+    own words).
+    """
+    made: dict[str, Any] = in_child(
+        __name__,
+        "build_here",
+        {
+            "target": target,
+            "graph": str(graph),
+            "engine": str(engine),
+            "profiles": [{"name": profile.name, "shapes": profile.shapes} for profile in profiles],
+            "options": asdict(options),
+        },
+    )
+    return Built(**made)
+
+
+def build_here(
+    target: str, graph: str, engine: str, profiles: list[dict[str, Any]], options: dict[str, Any]
+) -> dict[str, Any]:
+    """`build_engine` in this process; arguments and result as JSON. Ctrl-C ends the process."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    trt = load(target)
+    logger = _logger(trt)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    _parse(trt, network, logger, Path(graph))
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    _configure(
+        trt,
+        config,
+        BuildOptions(**{**options, "compute_capabilities": tuple(options["compute_capabilities"])}),
+    )
+    for profile in profiles:
+        config.add_optimization_profile(_profile(builder, network, profile))
+    begin = time.perf_counter()
+    with progress_monitor(trt, sys.stderr) as monitor:
+        config.progress_monitor = monitor
+        plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise BadInput(f"the builder does not take {Path(graph).name}: {logger.said()}")
+    seconds = round(time.perf_counter() - begin, 3)
+    staged = Path(f"{engine}.part")
+    try:
+        staged.write_bytes(plan)
+        staged.replace(engine)
+    finally:
+        staged.unlink(missing_ok=True)
+    return {
+        "bytes": Path(engine).stat().st_size,
+        "seconds": seconds,
+        "version": str(trt.__version__),
+        "layers": logger.layers,
+    }
+
+
+def _parse(trt: Any, network: Any, logger: Any, graph: Path) -> None:
+    """Fills the network. Raises BadInput with the nodes that the parser refuses."""
+    parser = trt.OnnxParser(network, logger)
+    if parser.parse_from_file(str(graph)):
+        return
+    errors = [parser.get_error(place) for place in range(parser.num_errors)]
+    told = "; ".join(
+        f"{error.node_operator()} {error.node_name()!r}: {error.desc()}" for error in errors[:_SHOWN]
+    )
+    raise BadInput(f"the parser refuses {len(errors)} nodes of {graph.name}: {told or logger.said()}")
+
+
+def _configure(trt: Any, config: Any, options: BuildOptions) -> None:
+    """Sets what the options ask for. Raises BadInput for a compute capability that the package does not know."""
+    if options.compute_capabilities:
+        config.num_compute_capabilities = len(options.compute_capabilities)
+        for place, text in enumerate(options.compute_capabilities):
+            config.set_compute_capability(_capability(trt, text), place)
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
+    if options.workspace_bytes is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
+
+
+def _capability(trt: Any, text: str) -> Any:
+    known = {
+        f"{name[2:-1]}.{name[-1]}": name
+        for name in dir(trt.ComputeCapability)
+        if name[:2] == "SM" and name[2:].isdigit()
+    }
+    if text not in known:
+        raise BadInput(
+            f"compute capability {text!r} is not one that this TensorRT-RTX builds for; it has "
+            f"{', '.join(sorted(known, key=float))}"
+        )
+    return getattr(trt.ComputeCapability, known[text])
+
+
+def _profile(builder: Any, network: Any, given: Mapping[str, Any]) -> Any:
+    """The builder's own object. Raises BadInput for a network input that the profile does not name."""
+    profile = builder.create_optimization_profile()
+    shapes = {name: Shapes(*(tuple(shape) for shape in three)) for name, three in given["shapes"].items()}
+    for place in range(network.num_inputs):
+        name = network.get_input(place).name
+        if name not in shapes:
+            raise BadInput(
+                f"profile {given['name']!r} names no shape of input {name!r}; it has {', '.join(shapes)}"
+            )
+        profile.set_shape(name, *shapes[name])
+    return profile
+
+
+def _logger(trt: Any) -> Any:
+    """A logger that keeps errors, warnings and the report of the layers."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.problems: list[str] = []
+            self.layers = ""
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.problems.append(message)
+            elif message.startswith(BEGIN):
+                self.layers = message
+
+        def said(self) -> str:
+            return "; ".join(self.problems[-_SHOWN:]) or "it gives no reason"
+
+    return Logger()

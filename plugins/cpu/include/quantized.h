@@ -1,0 +1,39 @@
+// Products with quantized weights on raw pointers: how weights and activations lie in memory.
+//
+// Weights are unsigned codes, activations signed ones: what AVX-512 VNNI multiplies (unsigned with signed bytes). The
+// offset of the weights' codes is taken out through the sum of the activations' codes. Columns of the product
+// are dealt in blocks of 16; plugins/column_blocks.py writes this layout.
+#pragma once
+
+#include <cstdint>
+
+namespace slipway::cpu {
+
+constexpr int kColumnBlock = 16;
+constexpr int kByteOffset = 128;   // an 8-bit code c means c - 128
+constexpr int kNibbleOffset = 8;   // a 4-bit code c means c - 8
+constexpr int64_t kMostInputs = 65536;  // 255 * 127 * in fits 31 bits
+
+// Rows of activations in codes of -127 to 127. The codes are int8 or int16 (Kernels::code_bytes); rows are padded with
+// zeros to `padded` codes. `sums` [rows, padded / block]: sum of each block of codes.
+struct QuantizedRows {
+  void* codes;     // [rows, padded]
+  float* scales;   // [rows]
+  int32_t* sums;   // [rows, padded / block]
+  int64_t size;    // of a row before padding
+  int64_t padded;
+  int64_t block;   // `padded` where a whole row has one scale
+};
+
+// output = (rows of activations) x weights * scales (+ bias).
+struct QuantizedMatMul {
+  QuantizedRows rows;
+  const uint8_t* weight;  // 8 bit: [columns / 16, padded / 4, 16, 4]; 4 bit: [columns / 16, padded / 8, 16, 4], where
+                          // the low nibble belongs to the first four of eight inputs
+  const float* scale;     // 8 bit: [columns]; 4 bit: [columns / 16, padded / block, 16]
+  const float* bias;      // [columns] or null
+  float* output;          // [rows, columns]
+  int64_t columns;
+};
+
+}  // namespace slipway::cpu

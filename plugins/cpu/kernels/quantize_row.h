@@ -1,0 +1,72 @@
+// Activations to codes, a row at a time: a row's scale is its largest absolute value / 127, whatever rows are beside it.
+#pragma once
+
+#include <cfloat>
+
+#include "quantized.h"
+#include "vector_math.h"
+
+namespace slipway::cpu {
+
+constexpr float kLargestCode = 127.0f;
+
+// amax / 127; 1 where that is denormal; NaN where the row holds an infinity or NaN, so that its results say so.
+template <class S>
+inline float row_scale(const float* x, int64_t size) {
+  using V = typename S::V;
+  constexpr int W = S::kWidth;
+  V largest = S::zero(), poison = S::zero();
+  for (int64_t i = 0; i < size; i += W) {
+    const V a = load_part<S>(x + i, size - i < W ? int(size - i) : W);
+    largest = S::max(largest, S::max(a, S::sub(S::zero(), a)));
+    poison = S::add(poison, S::sub(a, a));
+  }
+  const float scale = S::maximum(largest) / kLargestCode + S::sum(poison);
+  return scale < FLT_MIN ? 1.0f : scale;
+}
+
+// The nearest code of each of one vector's numbers, halves to the even one, as float.
+template <class S>
+inline typename S::V to_codes(typename S::V x, typename S::V scale) {
+  const typename S::V bounded = S::min(S::max(S::div(x, scale), S::set1(-kLargestCode)), S::set1(kLargestCode));
+  return S::round(bounded);
+}
+
+// Row `row` of `rows` from x [size]. `given`: a scale decided before; 0: the row's own.
+template <class D>
+void quantize_row(const float* x, float given, const QuantizedRows& rows, int64_t row) {
+  using S = typename D::S;
+  using V = typename S::V;
+  constexpr int W = S::kWidth;
+  auto* codes = static_cast<typename D::Code*>(rows.codes) + row * rows.padded;
+  int32_t* sums = rows.sums + row * (rows.padded / rows.block);
+  const float scale = given > 0 ? given : row_scale<S>(x, rows.size);
+  rows.scales[row] = scale;
+  const V spread = S::set1(scale);
+  alignas(64) float lanes[W];
+  for (int64_t i = 0; i < rows.size; i += W) {
+    const int count = rows.size - i < W ? int(rows.size - i) : W;
+    S::store(lanes, to_codes<S>(load_part<S>(x + i, count), spread));
+    for (int j = 0; j < count; ++j) codes[i + j] = typename D::Code(int32_t(lanes[j]));
+  }
+  for (int64_t i = rows.size; i < rows.padded; ++i) codes[i] = 0;
+  for (int64_t b = 0; b < rows.padded / rows.block; ++b) {
+    int32_t sum = 0;
+    for (int64_t i = b * rows.block; i < (b + 1) * rows.block; ++i) sum += codes[i];
+    sums[b] = sum;
+  }
+}
+
+// What the codes of a row stand for: y = round(x / scale) * scale.
+template <class S>
+void fake_quantize_row(const float* x, int64_t size, float* y) {
+  using V = typename S::V;
+  constexpr int W = S::kWidth;
+  const V scale = S::set1(row_scale<S>(x, size));
+  for (int64_t i = 0; i < size; i += W) {
+    const int count = size - i < W ? int(size - i) : W;
+    store_part<S>(y + i, S::mul(to_codes<S>(load_part<S>(x + i, count), scale), scale), count);
+  }
+}
+
+}  // namespace slipway::cpu

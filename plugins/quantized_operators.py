@@ -1,0 +1,54 @@
+"""The operators of domain `slipway` on quantized weights and activations."""
+
+from __future__ import annotations
+
+from .operator_schema import Attribute, OperatorSchema, Parameter
+
+_WEIGHT = Parameter(
+    "weight",
+    "Codes",
+    "[columns / 16, inputs / 4, 64], or of 4 bits [columns / 16, inputs / 8, 64]",
+    "codes as plugins/column_blocks.py packs them",
+)
+_WEIGHT_SCALE = Parameter(
+    "weight_scale", "Scale", "[columns], or of 4 bits [columns / 16, inputs / block, 16]", "step of the codes"
+)
+_BITS = Attribute(
+    "bits", "int", 8, "of a weight's code: 8 (a scale a column) or 4 (a scale a block of inputs)"
+)
+
+QUANTIZED_MATMUL = OperatorSchema(
+    name="QuantizedMatMul",
+    meaning="Each row of the input is rounded to codes of -127 to 127 with a scale of its own (its largest absolute "
+    "value / 127) and multiplied with quantized weights, in whole numbers.",
+    inputs=(
+        Parameter("input", "T", "[..., inputs]", "activations"),
+        _WEIGHT,
+        _WEIGHT_SCALE,
+        Parameter("bias", "T", "[columns]", "added to each row", optional=True),
+        Parameter("input_scale", "Scale", "[]", "a scale for all rows instead of their own", optional=True),
+    ),
+    outputs=(Parameter("output", "T", "[..., columns]", "the products"),),
+    attributes=(_BITS, Attribute("columns", "int", None, "of the product")),
+)
+
+QUANTIZED_GATHER = OperatorSchema(
+    name="QuantizedGather",
+    meaning="Rows of a quantized table, as numbers: an embedding that may share its weight with QuantizedMatMul.",
+    inputs=(_WEIGHT, _WEIGHT_SCALE, Parameter("indices", "Index", "[...]", "rows wanted")),
+    outputs=(Parameter("output", "T", "[..., inputs]", "their numbers"),),
+    attributes=(
+        _BITS,
+        Attribute("columns", "int", None, "rows of the table"),
+        Attribute("size", "int", None, "numbers of a row"),
+    ),
+)
+
+FAKE_QUANTIZE_TOKENS = OperatorSchema(
+    name="FakeQuantizeTokens",
+    meaning="Each row of the last axis rounded to codes of -127 to 127 with a scale of its own and back: what "
+    "QuantizedMatMul sees of it.",
+    inputs=(Parameter("input", "T", "[..., size]", "activations"),),
+    outputs=(Parameter("output", "T", "[..., size]", "the numbers that the codes stand for"),),
+    attributes=(),
+)

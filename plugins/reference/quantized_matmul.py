@@ -1,0 +1,32 @@
+"""What `QuantizedMatMul`, `QuantizedGather` and `FakeQuantizeTokens` mean, in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+
+
+def token_scales(rows: npt.ArrayLike, scale: float | None = None) -> Array:
+    """[rows, 1]: each row's largest absolute value / 127, or `scale` for all; 1 where there are only zeros."""
+    numbers = np.asarray(rows, np.float32)
+    if scale is not None:
+        return np.full((numbers.shape[0], 1), scale)
+    found = np.abs(numbers).max(axis=1, keepdims=True, initial=0) / np.float32(127)
+    return np.where(found < np.finfo(np.float32).tiny, 1.0, found.astype(np.float64))
+
+
+def fake_quantize_tokens(rows: npt.ArrayLike, scale: float | None = None) -> Array:
+    """[rows, size]: codes are round(x / scale), halves to even, within -127 to 127; the division is float32's."""
+    scales = token_scales(rows, scale)
+    divided = np.asarray(rows, np.float32) / scales.astype(np.float32)
+    return np.clip(np.rint(divided), -127, 127).astype(np.float64) * scales
+
+
+def quantized_matmul(
+    rows: npt.ArrayLike, weight: npt.ArrayLike, bias: npt.ArrayLike | None = None, scale: float | None = None
+) -> Array:
+    """rows [rows, inputs] times weight [columns, inputs], the numbers that its codes stand for, plus bias."""
+    product: Array = fake_quantize_tokens(rows, scale) @ np.asarray(weight, np.float64).T
+    return product if bias is None else product + np.asarray(bias, np.float64)

@@ -1,0 +1,1 @@
+"""Tests of the algorithms against brute force and float64 definitions."""

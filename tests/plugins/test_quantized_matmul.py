@@ -1,0 +1,153 @@
+"""Products with quantized weights, quantized tables and rounded activations on CPU, against float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from calibration.schemes import Quantized, Scheme, dequantize, quantize
+from plugins.column_blocks import pack_block_scales, pack_bytes, pack_nibbles, unpack
+from plugins.cpu.build import registered
+from plugins.reference.quantized_matmul import fake_quantize_tokens, quantized_matmul
+from plugins.schemas import DOMAIN, VERSION
+from tests.plugins.attention_case import ISA_NUMBERS, forced_isa
+
+BLOCK = 32
+SIZES = [(1, 1, 1), (7, 33, 65), (13, 576, 200), (200, 64, 130), (0, 8, 8), (5, 1030, 33)]
+
+
+def session(operator: str, inputs: dict[str, int], constants: dict[str, Any], threads: int = 2, **attributes):
+    names = {
+        "QuantizedMatMul": ["input", "weight", "weight_scale", "bias", "input_scale"],
+        "QuantizedGather": ["weight", "weight_scale", "indices"],
+        "FakeQuantizeTokens": ["input"],
+    }[operator]
+    given = [name if name in inputs or name in constants else "" for name in names]
+    node = helper.make_node(operator, given, ["output"], domain=DOMAIN, **attributes)
+    graph = helper.make_graph(
+        [node],
+        "one_node",
+        [helper.make_tensor_value_info(name, kind, None) for name, kind in inputs.items()],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    opsets = [helper.make_opsetid("", 24), helper.make_opsetid(DOMAIN, VERSION)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=11)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    registered(options)
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def packed(weight: np.ndarray, bits: int) -> tuple[Quantized, dict[str, np.ndarray]]:
+    if bits == 8:
+        made = quantize(weight, Scheme("int8", "channel"))
+        return made, {"weight": pack_bytes(made.codes), "weight_scale": made.scales}
+    made = quantize(weight, Scheme("int4", "block", BLOCK))
+    return made, {
+        "weight": pack_nibbles(made.codes, BLOCK),
+        "weight_scale": pack_block_scales(made.scales),
+    }
+
+
+def numbers(*shape: int) -> np.ndarray:
+    generator = np.random.default_rng(sum(shape))
+    return (generator.standard_normal(shape) * generator.exponential(1, (*shape[:-1], 1))).astype(np.float32)
+
+
+@pytest.mark.parametrize("isa", ISA_NUMBERS)
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_products_are_those_of_the_definition(isa: str, bits: int, sizes: tuple[int, int, int]) -> None:
+    rows, inputs, columns = sizes
+    activations, weight, bias = numbers(rows, inputs), numbers(columns, inputs), numbers(columns)
+    made, constants = packed(weight, bits)
+    for given, scale in ((bias, None), (None, 0.0123)):
+        extra = {} if given is None else {"bias": given}
+        extra |= {} if scale is None else {"input_scale": np.float32(scale)}
+        with forced_isa(isa):
+            running = session("QuantizedMatMul", {"input": 1}, constants | extra, bits=bits, columns=columns)
+            (found,) = running.run(None, {"input": activations})
+        wanted = quantized_matmul(activations, dequantize(made), given, scale)
+        assert found.shape == wanted.shape
+        assert np.abs(found - wanted).max(initial=0) <= 3e-6 * np.abs(wanted).max(initial=1)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_row_has_the_same_bits_alone_and_in_company(bits: int) -> None:
+    activations, weight = numbers(203, 96), numbers(100, 96)
+    _, constants = packed(weight, bits)
+    together = session("QuantizedMatMul", {"input": 1}, constants, bits=bits, columns=100)
+    alone = session("QuantizedMatMul", {"input": 1}, constants, threads=1, bits=bits, columns=100)
+    (every,) = together.run(None, {"input": activations})
+    for row in (0, 5, 131, 202):
+        (one,) = alone.run(None, {"input": activations[row : row + 1]})
+        assert np.array_equal(one[0].view(np.int32), every[row].view(np.int32))
+    (some,) = alone.run(None, {"input": activations[3:14]})
+    assert np.array_equal(some.view(np.int32), every[3:14].view(np.int32))
+
+
+@pytest.mark.parametrize("isa", ISA_NUMBERS)
+def test_rows_that_are_not_finite_spoil_only_themselves(isa: str) -> None:
+    activations, weight = numbers(4, 40), numbers(20, 40)
+    _, constants = packed(weight, 8)
+    running = session("QuantizedMatMul", {"input": 1}, constants, columns=20)
+    (clean,) = running.run(None, {"input": activations})
+    activations[1, 7], activations[2, 39] = np.inf, np.nan
+    with forced_isa(isa):
+        (found,) = running.run(None, {"input": activations})
+    assert np.isnan(found[1:3]).all()
+    assert np.allclose(found[[0, 3]], clean[[0, 3]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("kind", [TensorProto.INT32, TensorProto.INT64])
+def test_rows_of_a_table_are_its_numbers(bits: int, kind: int) -> None:
+    table = numbers(50, 44)
+    made, constants = packed(table, bits)
+    running = session("QuantizedGather", {"indices": kind}, constants, bits=bits, columns=50, size=44)
+    indices = np.array([[3, 49, 0], [17, 17, 31]], helper.tensor_dtype_to_np_dtype(kind))
+    (found,) = running.run(None, {"indices": indices})
+    assert np.array_equal(found, dequantize(made)[indices])
+    with pytest.raises(Exception, match="index 1 is 50; the table has 50 rows"):
+        running.run(None, {"indices": indices * 0 + np.array([0, 50, 0], indices.dtype)})
+
+
+@pytest.mark.parametrize("isa", ISA_NUMBERS)
+@pytest.mark.parametrize("size", [1, 15, 64, 129])
+def test_rounded_activations_are_what_the_codes_stand_for(isa: str, size: int) -> None:
+    rows = numbers(6, size)
+    rows[2], rows[3] = 0, 1e-44
+    with forced_isa(isa):
+        (found,) = session("FakeQuantizeTokens", {"input": 1}, {}).run(None, {"input": rows})
+    assert np.allclose(found, fake_quantize_tokens(rows), rtol=1e-6, atol=0)
+    assert np.array_equal(found, dequantize(quantize(rows, Scheme("int8", "token"))))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_packing_keeps_every_code(bits: int) -> None:
+    made, constants = packed(numbers(37, 70), bits)
+    assert np.array_equal(unpack(constants["weight"], bits, 37, 70), made.codes)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"bits": 5}, "bits is 5; 4 and 8 are known"),
+        ({"columns": 40}, r"for 40 inputs and 40 columns; they must be \[columns / 16, inputs / 4, 64\]"),
+        ({"bits": 4}, r"they must be \[columns / 16, inputs / 8, 64\]"),
+        ({"bias": np.zeros(3, np.float32)}, r"bias has shape \[3\]; there are 20 columns"),
+        ({"input_scale": np.float32(0)}, "it must be one number above zero"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change: dict[str, Any], words: str) -> None:
+    _, constants = packed(numbers(20, 40), 8)
+    attributes = {"bits": 8, "columns": 20} | {k: v for k, v in change.items() if isinstance(v, int)}
+    constants |= {k: v for k, v in change.items() if not isinstance(v, int)}
+    running = session("QuantizedMatMul", {"input": 1}, constants, **attributes)
+    with pytest.raises(Exception, match=words):
+        running.run(None, {"input": numbers(2, 40)})
