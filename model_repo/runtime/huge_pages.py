@@ -16,7 +16,10 @@ from pathlib import Path
 PAGE_BYTES = 2 << 20
 _MADV_HUGEPAGE = 14
 _MADV_COLLAPSE = 25
-_FIELDS_OF_ANONYMOUS = 5  # a line of /proc/self/maps without a file name
+_FIELDS_OF_ANONYMOUS = 5  # a line of /proc/self/maps without a name
+_HEAP = (
+    "[heap]"  # where malloc puts large blocks too, once it has freed some: it raises its own limit for mmap
+)
 
 
 def collapse() -> int:
@@ -39,7 +42,8 @@ def _anonymous_ranges() -> Iterator[tuple[int, int]]:
     """Address ranges of writable anonymous memory, cut to whole large pages."""
     for line in Path("/proc/self/maps").read_text(encoding="ascii", errors="replace").splitlines():
         fields = line.split()
-        if len(fields) > _FIELDS_OF_ANONYMOUS or not fields[1].startswith("rw"):
+        named = fields[_FIELDS_OF_ANONYMOUS:]
+        if named not in ([], [_HEAP]) or not fields[1].startswith("rw"):
             continue
         start, end = (int(address, 16) for address in fields[0].split("-"))
         start, end = -(-start // PAGE_BYTES) * PAGE_BYTES, end // PAGE_BYTES * PAGE_BYTES
