@@ -18,10 +18,11 @@ from .errors import BadInput
 from .executor import Executor
 from .intake import Intake
 from .live_request import LiveRequest, Sink
+from .live_requests import LiveRequests
 from .logs import log_event
 from .metrics import Metrics
 from .onnxruntime_executor import OnnxRuntimeExecutor
-from .output import Completion, FinishReason, Output
+from .output import Completion, Output
 from .request import Request, SamplingParams
 from .request_checks import blank_input, check_request
 from .sampler import NO_TOKEN, sample
@@ -70,7 +71,7 @@ class Engine:
         )
         self._scheduler = Scheduler(self.limits, self._blocks, cross_blocks)
         self._intake = Intake(max_queue)
-        self._live: dict[ScheduledSequence, LiveRequest] = {}
+        self._live = LiveRequests(self._scheduler, self._intake, self.metrics, clock)
         self._thread: threading.Thread | None = None
         self._past: list[int] = []  # tokens cached before the step that runs
 
@@ -157,7 +158,7 @@ class Engine:
     def step(self) -> bool:
         """Makes one step. False when there was nothing to compute."""
         start = self._clock()
-        self._take_news(start)
+        self._live.take_news(start)
         preempted = self._scheduler.num_preemptions
         plan = self._scheduler.plan()
         self._count_preemptions(self._scheduler.num_preemptions - preempted)
@@ -170,11 +171,7 @@ class Engine:
             self._fail(plan, error)
             return True
         for live in advanced:
-            try:
-                self._deliver(live)
-            except Exception as error:  # no text for these tokens: their own request ends, the others go on
-                live.mute()
-                self._end(live, "error", f"the tokenizer failed on this request's tokens: {error}")
+            self._live.deliver(live)
         self.metrics.count("steps")
         if self._step_log is not None:
             rows = tuple(
@@ -231,9 +228,8 @@ class Engine:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        self._take_news(self._clock())
-        for live in list(self._live.values()):
-            self._end(live, "cancelled")
+        self._live.take_news(self._clock())
+        self._live.end_all("cancelled")
 
     # ------------------------------------------------------------------ inside
 
@@ -256,18 +252,6 @@ class Engine:
 
     def _check(self, request: Request) -> None:
         check_request(request, self.spec, self.limits, self.tokenizer is not None)
-
-    def _take_news(self, now: float) -> None:
-        """Moves what other threads left into the scheduler; ends what was cancelled or is late."""
-        submitted, cancelled = self._intake.take()
-        for live in submitted:
-            self._live[live.sequence] = live
-            self._scheduler.add(live.sequence)
-        if cancelled:
-            for live in [live for live in self._live.values() if live.request.request_id in cancelled]:
-                self._end(live, "cancelled")
-        for sequence in self._scheduler.expired(now):
-            self._end(self._live[sequence], "timeout")
 
     def _compute(self, plan: StepPlan) -> tuple[float, list[LiveRequest]]:
         """Runs the engine, samples and commits. Gives seconds in the engine and who got a token."""
@@ -292,7 +276,7 @@ class Engine:
                 chosen.append(live)
         self._scheduler.commit(plan, [result.token_id for result in sampled])
         for live, what in broken.items():
-            self._end(live, "error", what)
+            self._live.end(live, "error", what)
         return executor_seconds, chosen
 
     def _encode(self, plan: StepPlan) -> dict[LiveRequest, str]:
@@ -309,68 +293,17 @@ class Engine:
                 broken[live] = f"the encoder failed on this request's input: {error}"
         return broken
 
-    def _deliver(self, live: LiveRequest) -> None:
-        """Sends a request's new text; ends it when a stop string came."""
-        now = self._clock()
-        if live.seconds_to_first_token is None:
-            live.seconds_to_first_token = now - live.submitted_at
-            self.metrics.observe("time_to_first_token_seconds", live.seconds_to_first_token)
-        stopped = live.advance()
-        if stopped and live.sequence.finish_reason in (None, "length"):
-            self._scheduler.finish(live.sequence, "stop")
-            live.sequence.finish_reason = "stop"
-        if live.sequence.finish_reason is not None:
-            self._end(live, live.sequence.finish_reason)
-            return
-        self._send(live, live.output(now))
-
-    def _end(self, live: LiveRequest, reason: FinishReason, error: str | None = None) -> None:
-        """Takes a request out and sends its last output."""
-        self._scheduler.finish(live.sequence, reason)
-        del self._live[live.sequence]
-        now = self._clock()
-        seconds = now - live.submitted_at
-        generated = live.sequence.num_completion_tokens
-        self.metrics.count(f"requests_{reason}")
-        self.metrics.count("prompt_tokens", live.sequence.num_prompt_tokens)
-        self.metrics.count("generated_tokens", generated)
-        if generated > 1 and live.seconds_to_first_token is not None:
-            per_token = (seconds - live.seconds_to_first_token) / (generated - 1)
-            self.metrics.observe("time_per_output_token_seconds", per_token)
-        log_event(
-            logging.INFO,
-            "request ended",
-            request_id=live.request.request_id,
-            finish_reason=reason,
-            prompt_tokens=live.sequence.num_prompt_tokens,
-            completion_tokens=generated,
-            seconds=round(seconds, 4),
-        )
-        self._send(live, live.output(now, reason, error))
-        self._intake.ended(live.request.request_id)
-
-    def _send(self, live: LiveRequest, output: Output) -> None:
-        """A sink that fails ends its own request and nobody else's."""
-        try:
-            live.sink(output)
-        except Exception as error:
-            log_event(logging.ERROR, "sink failed", request_id=live.request.request_id, error=repr(error))
-            if output.finish_reason is None:
-                self.cancel(live.request.request_id)
-
     def _fail(self, plan: StepPlan, error: Exception) -> None:
         log_event(logging.ERROR, "step failed", error=repr(error), rows=plan.num_tokens)
         for sequence in self._scheduler.abandon(plan):
-            self._end(self._live[sequence], "error", f"the engine failed in this request's step: {error}")
+            what = f"the engine failed in this request's step: {error}"
+            self._live.end(self._live[sequence], "error", what)
 
     def _break_down(self, error: Exception) -> None:
         """A fault of the loop itself: all requests end with 'error', and no more are taken."""
         log_event(logging.CRITICAL, "engine loop failed", error=repr(error))
         self._intake.stop()
-        self._live.update((live.sequence, live) for live in self._intake.take().submitted)
-        for live in list(self._live.values()):
-            live.mute()
-            self._end(live, "error", f"the engine loop failed: {error!r}")
+        self._live.break_down(f"the engine loop failed: {error!r}")
 
     def _count_preemptions(self, count: int) -> None:
         if count:
