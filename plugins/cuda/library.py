@@ -1,6 +1,7 @@
 """The C interface of the kernels (`csrc/slipway_kernels.h`) through ctypes, over tensors of torch.
 
-It serves the library for GPUs and the emulated one alike: tensors lie where the library expects them.
+It serves the library for GPUs and the emulated one alike: tensors lie where the library expects them. Where torch does
+not own the memory, `TensorAt` says by address what lies there.
 """
 
 from __future__ import annotations
@@ -54,6 +55,34 @@ class _Tensor(ctypes.Structure):
         ("shape", ctypes.c_int64 * MAX_RANK),
         ("strides", ctypes.c_int64 * MAX_RANK),
     )
+
+
+@dataclass(frozen=True)
+class TensorAt:
+    """A tensor by its address (0: not known, or no elements). strides: in elements; contiguous where None is given."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    address: int = 0
+    strides: tuple[int, ...] | None = None
+
+    def data_ptr(self) -> int:
+        """The address, as torch calls it."""
+        return self.address
+
+    def dim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    def stride(self) -> tuple[int, ...]:
+        """In elements, of each axis."""
+        if self.strides is not None:
+            return self.strides
+        strides, step = [], 1
+        for size in reversed(self.shape):
+            strides.append(step)
+            step *= size
+        return tuple(reversed(strides))
 
 
 class _Error(ctypes.Structure):
@@ -155,7 +184,7 @@ class Library:
         return self._descriptions[operator]
 
     def workspace_bytes(
-        self, operator: str, tensors: Mapping[str, Tensor], attributes: Mapping[str, float]
+        self, operator: str, tensors: Mapping[str, Tensor | TensorAt], attributes: Mapping[str, float]
     ) -> int:
         """Bytes of workspace for these shapes. Raises BadInput for arguments that are refused."""
         call = self._call(operator, tensors, attributes)
@@ -183,19 +212,39 @@ class Library:
         if workspace is None:
             needed = self.workspace_bytes(operator, tensors, attributes)
             workspace = aligned_workspace(needed, next(iter(tensors.values())).device)
+        self.enqueue(
+            operator,
+            tensors,
+            attributes,
+            workspace=workspace.data_ptr() if workspace.numel() else 0,
+            workspace_bytes=workspace.numel(),
+            stream=stream,
+        )
+
+    def enqueue(
+        self,
+        operator: str,
+        tensors: Mapping[str, Tensor | TensorAt],
+        attributes: Mapping[str, float],
+        *,
+        workspace: int,
+        workspace_bytes: int,
+        stream: int,
+    ) -> None:
+        """`run` with a workspace at an address, 0 for none. Raises what `run` raises."""
         call = self._call(operator, tensors, attributes)
         error = _Error()
         code = self._library.slipway_run(
             *call,
-            ctypes.c_void_p(workspace.data_ptr() if workspace.numel() else None),
-            ctypes.c_int64(workspace.numel()),
+            ctypes.c_void_p(workspace or None),
+            ctypes.c_int64(workspace_bytes),
             ctypes.c_void_p(stream),
             ctypes.byref(error),
         )
         _raise(code, error)
 
     def _call(
-        self, operator: str, tensors: Mapping[str, Tensor], attributes: Mapping[str, float]
+        self, operator: str, tensors: Mapping[str, Tensor | TensorAt], attributes: Mapping[str, float]
     ) -> Sequence[Any]:
         description = self.describe(operator)
         description.check_names(tensors, attributes)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import ctypes
 import importlib
+import importlib.util
+import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from model_repo.runtime.errors import BadInput
@@ -31,9 +37,14 @@ PACKAGES: Mapping[str, Package] = {
 """By the target's name."""
 
 
-def load(target: str) -> Any:
-    """The package's module. Raises BadInput when it does not load or is of another major version."""
+def load(target: str, plugins: bool = False) -> Any:
+    """The package's module. `plugins`: its parser is to know plugins; ask for that with the first load of a process.
+
+    Raises BadInput when it does not load or is of another major version.
+    """
     package = PACKAGES[target]
+    if plugins and target == "tensorrt-rtx":
+        _name_libraries(package.module)
     try:
         module = importlib.import_module(package.module)
     except Exception as error:  # a missing library comes as any of several errors
@@ -48,3 +59,21 @@ def load(target: str) -> Any:
             f"{package.major}; {package.remedy}"
         )
     return module
+
+
+def _name_libraries(module: str) -> None:
+    """Loads the package's libraries from a folder where the builder also has the name that the parser looks for.
+
+    At a plugin node the parser opens `libtensorrt_rtx.so` beside itself; the wheel has only `libtensorrt_rtx.so.1`, and
+    without the other name the process ends (TensorRT-RTX 1.7.1).
+    """
+    found = importlib.util.find_spec(f"{module}_libs")
+    if found is None or found.origin is None:
+        return  # installed in another way: the libraries are the user's
+    folder = Path(tempfile.mkdtemp(prefix="slipway-tensorrt-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for library in Path(found.origin).parent.glob("*.so.*"):
+        for name in (library.name, f"{library.name.partition('.so')[0]}.so"):
+            (folder / name).symlink_to(library)
+    for library in sorted(folder.glob("*.so.*"), key=lambda path: "parser" in path.name):
+        ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
