@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
@@ -22,9 +21,6 @@ MAX_BYTES = 2**31 - 1
 """Bytes of one protobuf message, by its format."""
 
 STANDARD = ("", "ai.onnx")
-_INT32 = np.iinfo(np.int32)
-_ENDS = (np.iinfo(np.int64).min, np.iinfo(np.int64).max)
-"""What exporters write for 'to the end': narrowed to the ends of int32 it means the same."""
 
 
 def checked_graph(path: Path) -> ModelProto:
@@ -36,7 +32,6 @@ def checked_graph(path: Path) -> ModelProto:
     _check_interface(model.graph, path)
     _check_operators(model, path)
     _check_values(model.graph, set(), path)
-    _check_integers(model, path)
     try:
         onnx.checker.check_model(path)
     except Exception as error:  # the checker's errors share no base
@@ -213,21 +208,6 @@ def _check_external(tensor: TensorProto, path: Path) -> None:
             f"{path}: the weight {tensor.name!r} takes the bytes {offset} to {offset + length} of {location!r}, which "
             f"has {file.stat().st_size}; get that file again"
         )
-
-
-def _check_integers(model: ModelProto, path: Path) -> None:
-    """int64 constants fit into the int32 that engines hold integers in."""
-    for graph in _graphs(model.graph):
-        for tensor in _tensors(graph):
-            if tensor.data_type != TensorProto.INT64:
-                continue
-            values = onnx.numpy_helper.to_array(tensor, base_dir=str(path.parent))
-            wrong = values[((values < _INT32.min) | (values > _INT32.max)) & ~np.isin(values, _ENDS)]
-            if wrong.size:
-                raise BadInput(
-                    f"{path}: the int64 constant {tensor.name!r} holds {int(wrong.flat[0])}, which int32 does not; "
-                    "engines hold integers in 32 bit. Keep them smaller"
-                )
 
 
 def _graphs(graph: GraphProto) -> Iterator[GraphProto]:

@@ -111,10 +111,6 @@ def _sequence(model: ModelProto) -> None:
     model.graph.input[0].CopyFrom(helper.make_tensor_sequence_value_info("x", TensorProto.FLOAT, None))
 
 
-def _large_integer(model: ModelProto) -> None:
-    model.graph.initializer.append(numpy_helper.from_array(np.array([3_000_000_000, 1]), "ids"))
-
-
 def _external(location: str) -> Change:
     def change(model: ModelProto) -> None:
         tensor = model.graph.initializer[0]
@@ -183,7 +179,6 @@ BAD: dict[str, tuple[Change, str]] = {
     "unnamed input": (lambda m: setattr(m.graph.input[0], "name", ""), "an input or output without a name"),
     "dynamic rank": (_shapeless, "the input 'x' has no shape, so its number of dimensions may differ"),
     "a sequence": (_sequence, "'x' is sequence; inputs and outputs must be tensors"),
-    "int64 overflow": (_large_integer, "the int64 constant 'ids' holds 3000000000, which int32 does not"),
     "weights missing": (_external("gone.bin"), r"the weight 'w' lies in 'gone\.bin', which is missing"),
     "weights above": (_external("../outside.bin"), r"'\.\./outside\.bin', outside the graph's folder"),
     "weights elsewhere": (_external("/etc/hostname"), "'/etc/hostname', outside the graph's folder"),
