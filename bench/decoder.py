@@ -10,7 +10,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -58,6 +58,22 @@ def workloads(engine: Slipway | LlamaCpp | Transformers) -> dict[str, Callable[[
     }
 
 
+def in_turn(
+    engines: Mapping[str, Slipway | LlamaCpp | Transformers], rounds: int
+) -> dict[str, dict[str, list[float]]]:
+    """Tokens per second of every round, by workload and engine; the engines take turns."""
+    names = list(workloads(next(iter(engines.values()))))
+    runs: dict[str, dict[str, list[float]]] = {name: {engine: [] for engine in engines} for name in names}
+    with Progress() as progress:
+        task = progress.add_task("measuring", total=rounds * len(names) * len(engines))
+        for name in names:
+            for _ in range(rounds):
+                for label, engine in engines.items():
+                    runs[name][label].append(workloads(engine)[name]())
+                    progress.advance(task)
+    return runs
+
+
 def build_engine(checkpoint: Path, folder: Path) -> None:
     """Builds the engine in a process of its own, as a user would."""
     slipway = Path(sys.executable).with_name("slipway")
@@ -84,23 +100,12 @@ def main() -> None:
     if not options.skip_transformers:
         engines["transformers"] = Transformers(checkpoint, options.threads)
 
-    names = list(workloads(ours))
-    runs: dict[str, dict[str, list[float]]] = {name: {engine: [] for engine in engines} for name in names}
-    with Progress() as progress:
-        task = progress.add_task("measuring", total=options.rounds * len(names) * len(engines))
-        for name in names:
-            for _ in range(options.rounds):
-                for label, engine in engines.items():
-                    runs[name][label].append(workloads(engine)[name]())
-                    progress.advance(task)
-
+    runs = in_turn(engines, options.rounds)
     rows = []
-    for name in names:
+    for name, found in runs.items():
         cells = [name]
-        for label, values in runs[name].items():
-            ratio = (
-                "" if label == "slipway" else f"  ({ratio_of_medians(runs[name]['slipway'], values):.2f}x)"
-            )
+        for label, values in found.items():
+            ratio = "" if label == "slipway" else f"  ({ratio_of_medians(found['slipway'], values):.2f}x)"
             cells.append(f"{median(values):.1f}{ratio}")
         rows.append(cells)
     title = f"tokens/s (how many times slower than slipway), {options.threads} threads, median of {options.rounds}"

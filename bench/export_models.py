@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.shape import SMOLLM2_135M, write_checkpoint, write_tokenizer
+from bench.shape import QWEN3_06B, SMOLLM2_135M, write_checkpoint, write_tokenizer
 
 
 class Model(NamedTuple):
@@ -33,15 +33,10 @@ def _qwen3(folder: Path) -> Path:
 
     vocabulary = 18992
     config = Qwen3Config(
+        **QWEN3_06B,
         vocab_size=vocabulary,
-        hidden_size=1024,
-        intermediate_size=3072,
         num_hidden_layers=28,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        head_dim=128,
         max_position_embeddings=2048,
-        tie_word_embeddings=True,
         bos_token_id=0,
         eos_token_id=0,
     )

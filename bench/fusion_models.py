@@ -18,6 +18,7 @@ import transformers
 from torch import Tensor, nn
 from torch.export import Dim
 
+from bench.shape import QWEN3_06B
 from pipeline.export.decoder import export_decoder
 from pipeline.export.encoder import export_encoder
 from pipeline.export.tidy import tidy
@@ -107,14 +108,9 @@ MODELS: Mapping[str, Named] = {
         _of(
             "Qwen3ForCausalLM",
             "Qwen3Config",
+            **QWEN3_06B,
             vocab_size=32768,
-            hidden_size=1024,
-            intermediate_size=3072,
             num_hidden_layers=LAYERS,
-            num_attention_heads=16,
-            num_key_value_heads=8,
-            head_dim=128,
-            tie_word_embeddings=True,
         ),
     ),
     "Gemma 3": Named(

@@ -16,9 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rich.progress import Progress
-
-from bench.decoder import Slipway, workloads
+from bench.decoder import Slipway, in_turn
 from bench.peers import LlamaCpp
 from bench.shape import SMOLLM2_135M, write_checkpoint, write_gguf
 from bench.table import ratio_of_medians, report
@@ -103,28 +101,18 @@ def main() -> None:
     if options.build_only:
         return
 
-    names = list(workloads(next(iter(engines.values()))))
-    runs: dict[str, dict[str, list[float]]] = {name: {engine: [] for engine in engines} for name in names}
-    with Progress() as progress:
-        task = progress.add_task("measuring", total=options.rounds * len(names) * len(engines))
-        for name in names:
-            for _ in range(options.rounds):
-                for label, engine in engines.items():
-                    runs[name][label].append(workloads(engine)[name]())
-                    progress.advance(task)
-
+    runs = in_turn(engines, options.rounds)
     rows = []
     for label in engines:
         share = weight_bytes(folders[label]) / weight_bytes(folders["fp32"]) if label in folders else None
         cells = [label, "" if share is None else f"{share:.3f}"]
-        for name in names:
-            values = runs[name]
+        for values in runs.values():
             cells.append(
                 f"{median(values[label]):.1f}  ({ratio_of_medians(values[label], values[BASE]):.2f})"
             )
         rows.append([*cells, recipe_hash(folders[label]) if label in folders else ""])
     title = f"tokens/s (times our {BASE}), {options.threads} threads, median of {options.rounds}"
-    columns = ["engine", "bytes / float32", *names, "recipe"]
+    columns = ["engine", "bytes / float32", *runs, "recipe"]
     data: dict[str, Any] = {
         "tokens_per_second": runs,
         "threads": options.threads,

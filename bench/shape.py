@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import string
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Shape(NamedTuple):
@@ -26,6 +27,17 @@ class Shape(NamedTuple):
 
 SMOLLM2_135M = Shape(576, 30, 9, 3, 64, 1536, 49152, True, 100000.0, 2048)
 """HuggingFaceTB/SmolLM2-135M; its own limit of 8192 positions is cut to 2048 (tables only)."""
+
+
+QWEN3_06B: Mapping[str, Any] = {
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "tie_word_embeddings": True,
+}
+"""Fields of transformers' Qwen3Config for Qwen/Qwen3-0.6B, without its 28 layers and its vocabulary."""
 
 
 def write_checkpoint(shape: Shape, folder: Path, seed: int = 0) -> Path:
