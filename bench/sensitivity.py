@@ -3,8 +3,8 @@
     python -m bench.sensitivity DIR [--tokens 4096] [--random 20] [--picture docs/sensitivity.svg]
 
 DIR is a folder that slipway built of a decoder. Losses of single layers are measured on one half of the held-out
-text, whole allocations on the other. Budgets lie between int4 and int8 for all layers. Writes
-bench/results/sensitivity.json.
+text, as are the whole allocations that refine the choice (`--measurements`); what came of it is judged on the other
+half. Budgets lie between int4 and int8 for all layers. Writes bench/results/sensitivity.json.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from rich.table import Table
 from calibration.allocation import Frontier, Option
 from calibration.batches import Batches
 from calibration.pareto_picture import Point, picture
+from calibration.refining import refine
 from calibration.report.heldout import HELDOUT_FILE, WINDOW, windows
 from calibration.schemes import Scheme
 from calibration.sensitivity import Swapping, loss_of, sensitivities
@@ -64,6 +65,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--random", type=int, default=20)
+    parser.add_argument("--measurements", type=int, default=150, help="of whole allocations, for each budget")
     parser.add_argument("--picture", type=Path)
     arguments = parser.parse_args()
     context = BuildContext(Recipe.load(arguments.folder / RECIPE), Workspace(arguments.folder), exports=False)
@@ -89,17 +91,35 @@ def main() -> None:
     for share in SHARES:
         budget = round(uniform["int4"] + share * (uniform["int8-weights"] - uniform["int4"]))
         found = frontier.within_bytes(budget)
-        loss = loss_of(judging, found.precisions, SCHEMES)
+        refined = refine(
+            options,
+            found,
+            budget,
+            lambda precisions: loss_of(choosing, precisions, SCHEMES),
+            measurements=arguments.measurements,
+        )
+        unrefined = loss_of(judging, found.precisions, SCHEMES)
+        loss = loss_of(judging, refined.allocation.precisions, SCHEMES)
         others = [
             loss_of(judging, random_precisions(options, budget, draw), SCHEMES)
             for _ in range(arguments.random)
         ]
-        points += [Point("chosen", f"{share:.0%}", found.num_bytes, loss)]
+        points += [Point("chosen", f"{share:.0%}", refined.allocation.num_bytes, loss)]
         points += [Point("random", "random", budget, other) for other in others]
         best = min(point.loss for point in points if point.kind == "uniform" and point.num_bytes <= budget)
         rows.append(
-            {"budget": budget, "chosen": loss, "expected": found.loss, "best_uniform": best, "random": others}
+            {
+                "budget": budget,
+                "chosen": loss,
+                "unrefined": unrefined,
+                "expected": found.loss,
+                "choosing": {"unrefined": refined.before, "chosen": refined.measured},
+                "measurements": refined.measurements,
+                "best_uniform": best,
+                "random": others,
+            }
         )
+        print(f"{budget:,} bytes: {loss:.5f}, random {min(others):.5f}", flush=True)
     about = {
         "command": f"python -m bench.sensitivity DIR --tokens {arguments.tokens} --random {arguments.random}"
     }
@@ -114,11 +134,19 @@ def main() -> None:
 
 def _table(rows: list[dict[str, Any]]) -> Table:
     table = Table("bytes", title="KL divergence from float32, nats a token", title_justify="left")
-    for heading in ("chosen", "expected", "best uniform within it", "best random", "mean random"):
+    for heading in (
+        "chosen",
+        "by sums alone",
+        "expected",
+        "best uniform within it",
+        "best random",
+        "mean random",
+    ):
         table.add_column(heading, justify="right")
     for row in rows:
         losses = [
             row["chosen"],
+            row["unrefined"],
             row["expected"],
             row["best_uniform"],
             min(row["random"]),

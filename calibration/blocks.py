@@ -44,6 +44,7 @@ class Walked(NamedTuple):
 
     quantized: Mapping[str, Any]  # Quantized by the weight's name, read from disk when asked for
     folded: dict[str, npt.NDArray[np.float32]]  # other weights that took up factors, as the graph holds them
+    factored: frozenset[str]  # all weights that took up factors, quantized ones included
     errors: dict[str, float]  # of each layer by itself: mean squared error of its output over its mean square
     blocks: int
     resumed: int  # blocks that an earlier walk had done
@@ -101,6 +102,7 @@ def walk(
     return Walked(
         Results(state, {layer.name: block.number for block in found for layer in block.layers}),
         {name: array for result in results for name, array in result.folded.items() if name not in schemes},
+        frozenset(name for result in results for name in result.folded),
         {name: error for result in results for name, error in result.errors.items()},
         len(found),
         resumed,

@@ -13,7 +13,7 @@ they multiply. A head that shares its table with the embedding gets a table of i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ _GAIN = {"RMSNormalization": 1, "SkipRMSNormalization": 2}
 def rotate(model: ir.Model, seed: int = 0) -> list[str]:
     """Turns the residual stream of `model`, in place; gives the names of the weights that changed.
 
+    Turned weights are computed when they are asked for, so that no more than one is held while a graph is saved.
     Raises BadInput, and changes nothing, where the stream reaches an operator that no rotation goes through (layer
     normalization subtracts a mean; a product that is no linear layer), or a norm's gain has other readers.
     """
@@ -43,13 +44,13 @@ def rotate(model: ir.Model, seed: int = 0) -> list[str]:
     for norm in stream.norms:
         stream.fold_gain(norm)
     for table in stream.tables:
-        replace_weight(table, _numbers(table) @ matrix)
+        _compute(table, lambda numbers: numbers @ matrix)
     for layer in stream.readers:
-        layer.write(layer.read() @ matrix)
+        _compute_layer(layer, lambda weight: weight @ matrix)
     for layer in stream.writers:
-        layer.write(matrix.T @ layer.read())
+        _compute_layer(layer, lambda weight: matrix.T @ weight)
         if layer.bias is not None:
-            replace_weight(layer.bias, _numbers(layer.bias) @ matrix)
+            _compute(layer.bias, lambda numbers: numbers @ matrix)
     return stream.names()
 
 
@@ -90,7 +91,7 @@ class _Stream:
         factors = _numbers(gain)
         for layer in self.readers:
             if layer.inputs in behind:
-                layer.write(layer.read() * factors)
+                _compute_layer(layer, lambda weight: weight * factors)
         replace_weight(gain, np.ones_like(factors))
 
     def _begin(self, node: ir.Node) -> None:
@@ -165,12 +166,11 @@ class _Stream:
 
     def _own(self, layer: LinearLayer) -> LinearLayer:
         """The layer with a copy of its weight to itself; notes of its origin come along."""
-        array = _numbers(layer.weight)
         value = ir.Value(
             name=f"{layer.name}.head",
             type=layer.weight.type,
             shape=layer.weight.shape,
-            const_value=ir.tensor(array, name=f"{layer.name}.head"),
+            const_value=layer.weight.const_value,
             metadata_props=dict(layer.weight.metadata_props),
         )
         self._model.graph.register_initializer(value)
@@ -197,6 +197,25 @@ def _is_embedding(node: ir.Node) -> bool:
         return False
     assert table.const_value is not None
     return len(table.const_value.shape) == 2 and table.const_value.dtype in _FLOATS
+
+
+def _compute(value: ir.Value, change: Callable[[Matrix], Matrix]) -> None:
+    """Other numbers for a weight, made of those that it has now, when they are asked for."""
+    before = value.const_value
+    assert before is not None
+    kind = before.dtype.numpy()
+
+    def changed() -> ir.TensorProtocol:
+        return ir.tensor(np.ascontiguousarray(change(before.numpy().astype(np.float32)).astype(kind)))
+
+    value.const_value = ir.LazyTensor(
+        changed, before.dtype, ir.Shape(before.shape.numpy()), name=value.name or ""
+    )
+
+
+def _compute_layer(layer: LinearLayer, change: Callable[[Matrix], Matrix]) -> None:
+    """As `_compute`, of the weight as [out, in]."""
+    _compute(layer.weight, (lambda weight: change(weight.T).T) if layer.transposed else change)
 
 
 def _numbers(value: ir.Value) -> npt.NDArray[np.float32]:

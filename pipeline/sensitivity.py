@@ -50,6 +50,9 @@ class Findings:
     measured: float  # loss of the whole model with the chosen precisions
     uniform: dict[str, tuple[int, float]]  # precision to bytes and measured loss
     tokens: int
+    unrefined: float | None = (
+        None  # measured loss of what the sums alone chose; None where nothing was refined
+    )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -62,7 +65,11 @@ class Findings:
                 [int(size), float(loss)]
                 for size, loss in zip(self.frontier.num_bytes, self.frontier.losses, strict=True)
             ],
-            "chosen": {**self.chosen._asdict(), "measured_loss": self.measured},
+            "chosen": {
+                **self.chosen._asdict(),
+                "measured_loss": self.measured,
+                "unrefined_loss": self.unrefined,
+            },
             "uniform": {name: {"bytes": size, "loss": loss} for name, (size, loss) in self.uniform.items()},
         }
 
@@ -82,15 +89,18 @@ def find(
     block: int = 32,
     data: Path | None = None,
     tokens: int = 4096,
+    measurements: int | None = None,
     advanced: Callable[[int, int], None] = lambda done, total: None,
 ) -> Findings:
     """Measures each layer of a build's fused graph by itself, and chooses.
 
-    `data`: held-out text of a decoder (default: the project's own). Raises BadInput: another kind of model without
-    examples, an unknown precision, a budget that cannot be kept.
+    `data`: held-out text of a decoder (default: the project's own). `measurements`: of whole allocations, by which a
+    choice under a budget of bytes is refined (default: two for each precision of each layer; 0: none). Raises
+    BadInput: another kind of model without examples, an unknown precision, a budget that cannot be kept.
     """
     from calibration.allocation import Frontier
     from calibration.batches import Batches
+    from calibration.refining import refine
     from calibration.sensitivity import Swapping, loss_of, sensitivities, weight_bytes
     from pipeline.workspace import FUSED
 
@@ -103,11 +113,24 @@ def find(
     swapping = Swapping(context.workspace.path(FUSED), Batches(facts, samples, logit_stride=stride))
     options = sensitivities(swapping, schemes, advanced=advanced)
     frontier = Frontier(options)
+    if measurements is None:
+        measurements = 2 * len(schemes) * len(options)
+    measured, unrefined = None, None
     if budget.loss is not None:
         chosen = frontier.within_loss(budget.loss)
     else:
         whole = sum(weight_bytes(layer.read().shape, None) for layer in swapping.layers.values())
-        chosen = frontier.within_bytes(budget.num_bytes or (budget.share or 0) * whole)
+        most = budget.num_bytes or (budget.share or 0) * whole
+        chosen = frontier.within_bytes(most)
+        if measurements:
+            chosen, measured, unrefined, _ = refine(
+                options,
+                chosen,
+                most,
+                lambda precisions: loss_of(swapping, precisions, schemes),
+                measurements=measurements,
+                advanced=advanced,
+            )
     uniform = {}
     for precision in schemes:
         size = sum(
@@ -117,8 +140,9 @@ def find(
             if option.precision == precision
         )
         uniform[precision] = (size, loss_of(swapping, dict.fromkeys(options, precision), schemes))
-    measured = loss_of(swapping, chosen.precisions, schemes)
-    return Findings(options, frontier, chosen, measured, uniform, count)
+    if measured is None:
+        measured = loss_of(swapping, chosen.precisions, schemes)
+    return Findings(options, frontier, chosen, measured, uniform, count, unrefined)
 
 
 def write_layers(findings: Findings, path: Path) -> None:
@@ -152,4 +176,6 @@ def _samples(context: BuildContext, data: Path | None, tokens: int) -> list[Any]
     tokenizer = tokenizer_of(context)
     if tokenizer is None:
         raise BadInput(f"{context.shown} has no tokenizer, so text cannot be scored")
+    if facts.image_encoder is not None:
+        raise BadInput(f"{context.shown} holds a vision-language model, whose layers are not measured")
     return windows(data or HELDOUT_FILE, tokenizer, min(WINDOW, facts.max_length), tokens)

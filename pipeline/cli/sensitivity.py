@@ -31,6 +31,12 @@ if TYPE_CHECKING:
 )
 @click.option("--tokens", type=click.IntRange(min=2), default=4096, show_default=True, help="tokens of it")
 @click.option(
+    "--measurements",
+    type=click.IntRange(min=0),
+    help="whole allocations measured at most to refine the choice under a budget of bytes; 0: take it as it is  "
+    "[default: 2 for each precision of each layer]",
+)
+@click.option(
     "--layers", type=click.Path(path_type=Path), help="write the chosen precisions for --precision mixed"
 )
 @click.option(
@@ -47,6 +53,7 @@ def command(
     block: int,
     data: Path | None,
     tokens: int,
+    measurements: int | None,
     layers: Path | None,
     picture_file: Path | None,
     report: Path | None,
@@ -75,6 +82,7 @@ def command(
             block=block,
             data=data,
             tokens=tokens,
+            measurements=measurements,
             advanced=progress.advanced,
         )
     plain = json.dumps(found.to_dict(), indent=2)
@@ -125,5 +133,7 @@ def _wholes(found: Findings) -> Table:
     for name, (size, loss) in found.uniform.items():
         add_row(table, name, f"{size:,}", f"{loss:.3e}", "")
     chosen = found.chosen
+    if found.unrefined is not None:
+        add_row(table, "chosen by sums alone", "", f"{found.unrefined:.3e}", "")
     add_row(table, "chosen", f"{chosen.num_bytes:,}", f"{found.measured:.3e}", f"{chosen.loss:.3e}")
     return table

@@ -28,8 +28,8 @@ class Origin:
 
     `transposed`: the weight holds the slice as columns (its last axis counts the parameter's rows), so that
     a product needs no transposition. Otherwise the first axis counts them. `folded`: what was computed into
-    the slice (parameters by name, numbers as '+ 1'), which then is no longer the parameter's own. `equal`:
-    parameters with the same numbers, which the weight stands for too.
+    the slice (parameters by name, numbers as '+ 1', 'rotation', 'awq factors'), which then is no longer the
+    parameter's own. `equal`: parameters with the same numbers, which the weight stands for too.
     """
 
     parameter: str
@@ -161,6 +161,13 @@ def folded_origin(weight: ir.Value, into_it: Sequence[ir.Value]) -> tuple[Origin
     """The origins of a weight computed from `weight` and others: these are noted as folded in."""
     names = tuple(origin.parameter for value in into_it for origin in read_origin(value))
     return tuple(replace(origin, folded=(*origin.folded, *names)) for origin in read_origin(weight))
+
+
+def note_folded(weight: ir.Value, what: str) -> None:
+    """Notes in the origins of a weight that `what` was computed into it; one without origins stays without."""
+    origins = read_origin(weight)
+    if origins:
+        write_origin(weight, [replace(origin, folded=(*origin.folded, what)) for origin in origins])
 
 
 def _tensor(weight: ir.Value) -> ir.TensorProtocol:
