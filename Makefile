@@ -2,8 +2,9 @@
 PYTHON    ?= python3.11
 MODEL     ?= demo
 TARGET    ?= onnxruntime
-PRECISION ?= fp32
-KV_DTYPE  ?= float32
+PRECISION ?=
+KV_DTYPE  ?=
+COMPUTE_CAPABILITY ?=
 OUT       ?= build
 GPU_PYTHON ?= python3
 
@@ -11,6 +12,8 @@ COMPILE := .venv/bin
 SERVE   := .venv-serve/bin
 SLIPWAY := $(COMPILE)/slipway
 NAME     = $$($(COMPILE)/python -c "import sys; from pipeline.sources.names import model_name; print(model_name(sys.argv[1]))" "$(MODEL)")
+BUILD    = --target $(TARGET) $(if $(PRECISION),--precision $(PRECISION)) $(if $(KV_DTYPE),--kv-dtype $(KV_DTYPE)) \
+           $(foreach chip,$(COMPUTE_CAPABILITY),--compute-capability $(chip)) --output "$(OUT)/$(NAME)"
 PIP     := -m pip install -q --disable-pip-version-check --no-deps
 PYTEST  := OMP_NUM_THREADS=1 $(COMPILE)/python -m pytest
 
@@ -20,9 +23,9 @@ PYTEST  := OMP_NUM_THREADS=1 $(COMPILE)/python -m pytest
 help:
 	@echo "make demo                      two environments, two engines, a real server, a streamed completion"
 	@echo "make test                      lint, types and every test, the real server included"
-	@echo "make engine MODEL=...          all stages into OUT/<model>/   [TARGET=$(TARGET)] [PRECISION=$(PRECISION)] [KV_DTYPE=$(KV_DTYPE)] [OUT=$(OUT)]"
+	@echo "make engine MODEL=...          all stages into OUT/<model>/   [TARGET=$(TARGET)] [PRECISION=fp32] [KV_DTYPE=float32] [OUT=$(OUT)]"
 	@echo "make serve MODEL=...           builds if needed and serves in the foreground until Ctrl-C"
-	@echo "make plugins                   the operators of plugins/, compiled for CPUs and GPUs   [ORT_INCLUDE=...] [ARCH=90a,120a]"
+	@echo "make plugins                   the operators of plugins/, compiled for CPUs and GPUs   [ORT_INCLUDE=...] [ARCH=90a,120a] [TENSORRT_INCLUDE=...]"
 	@echo "make gpu-check                 builds, checks and measures the CUDA kernels on the GPU that is here   [GPU_PYTHON=$(GPU_PYTHON)]"
 	@echo "MODEL: demo, minilm, a folder in Hugging Face format, org/name[@revision], package.module:function, a .pt2 or .onnx file"
 	@echo "More: docs/sources.md, $(SLIPWAY) --help"
@@ -53,15 +56,17 @@ demo: environments
 	@$(SLIPWAY) demo --output $(OUT)
 
 engine: .venv/ready
-	@$(SLIPWAY) build "$(MODEL)" --target $(TARGET) --precision $(PRECISION) --kv-dtype $(KV_DTYPE) --output "$(OUT)/$(NAME)"
+	@$(SLIPWAY) build "$(MODEL)" $(BUILD)
 
 serve: environments
-	@$(SLIPWAY) serve "$(MODEL)" --target $(TARGET) --precision $(PRECISION) --kv-dtype $(KV_DTYPE) --output "$(OUT)/$(NAME)"
+	@$(SLIPWAY) serve "$(MODEL)" $(BUILD)
 
 # ORT_INCLUDE=DIR: check the C interface against ONNX Runtime's own headers in DIR. ARCH=90a: CUDA kernels for one chip.
+# TENSORRT_INCLUDE=DIR: TensorRT's plugins too, compiled with its headers in DIR.
 plugins: .venv/ready
 	@$(COMPILE)/python -m plugins.cpu.build $(if $(ORT_INCLUDE),--ort-include "$(ORT_INCLUDE)")
 	@$(COMPILE)/python -m plugins.cuda.build $(if $(ARCH),--arch "$(ARCH)")
+	@$(if $(TENSORRT_INCLUDE),$(COMPILE)/python -m plugins.tensorrt.build --include "$(TENSORRT_INCLUDE)")
 
 # Needs nvcc and a Python with a CUDA build of torch; no environment of ours. At most 8 minutes. GPU_CHECK: more options,
 # such as "--operators kv_write --no-bench" or, where there is no git, "--commit NAME".

@@ -9,6 +9,8 @@ import pytest
 
 from plugins.cuda import emulated
 from plugins.cuda.library import Library
+from plugins.tensorrt.build import build
+from tests.plugins.tensorrt.library import INCLUDE
 
 
 @pytest.fixture(scope="session", name="kernels_path")
@@ -22,3 +24,9 @@ def emulated_path() -> Path:
 def kernels(kernels_path: Path) -> Library:
     """That library, loaded."""
     return Library(kernels_path)
+
+
+@pytest.fixture(scope="session")
+def plugin_library(kernels_path: Path) -> Path:
+    """The plugins in C++ over these kernels."""
+    return build(INCLUDE, kernels_path)
