@@ -18,8 +18,8 @@ paged_attention = torch.library.custom_op(
     mutates_args=(),
     # That of the reference without its defaults: torch leaves arguments that equal one out of exported graphs.
     schema="(Tensor query, Tensor key, Tensor value, Tensor key_cache, Tensor value_cache, Tensor cu_seqlens, "
-    "Tensor past_lens, Tensor block_table, Tensor slot_mapping, Tensor? head_sink, Tensor? alibi_slopes, float scale, "
-    "float softcap, SymInt local_window_size) -> (Tensor, Tensor, Tensor)",
+    "Tensor past_lens, Tensor block_table, Tensor slot_mapping, Tensor? head_sink, Tensor? alibi_slopes, "
+    "Tensor? distance_bias, float scale, float softcap, SymInt local_window_size) -> (Tensor, Tensor, Tensor)",
 )
 """Attention of packed tokens through a block table; see `plugins.reference.paged_attention.paged_attention`."""
 

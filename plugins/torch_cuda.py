@@ -141,9 +141,14 @@ def paged_attention(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`slipway::paged_attention` by the kernel: the arguments and results of its reference, on copies of the pools.
 
-    Raises BadInput for what the kernel does not take, such as float32.
+    Raises BadInput for what the kernel does not take, such as float32 and distance_bias.
     """
     given = _SIGNATURE.bind(*arguments).arguments
+    if given["distance_bias"] is not None:
+        raise BadInput(
+            "paged_attention is given distance_bias (relative positions, as T5 has them), which the CUDA kernel does "
+            "not take; run the model on the CPU"
+        )
     query, key, value = given["query"], given["key"], given["value"]
     pools = {name: given[name].clone() for name in ("key_cache", "value_cache")}
     tokens, heads, _ = query.shape

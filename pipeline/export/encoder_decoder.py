@@ -44,7 +44,7 @@ def export_encoder_decoder(
     source = example_input(encoder_input, model.config.get_text_config().vocab_size)
     with torch.no_grad():
         hidden = encode(model, encoder_input.name, source)
-    layers = probe(model, hidden)
+    layers = probe(model, hidden, max_length)
     freeze_rotary(model, max_length)
     check_packing(model, hidden)
     kv = tuple(layer.kv(POOL_DTYPE) for layer in layers)

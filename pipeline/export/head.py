@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from .attention import UnsupportedModel
+from .positions import positions_given
 
 
 def packed_logits(
@@ -55,7 +54,7 @@ def packed_logits(
     hook = head.register_forward_pre_hook(choose_rows)
     counted = position_ids if encoder_hidden is not None and not takes_positions else None
     try:
-        with _positions_given(model, counted):
+        with positions_given(model, counted):
             logits: Tensor = model(**arguments).logits[0]
     finally:
         hook.remove()
@@ -64,29 +63,3 @@ def packed_logits(
             f"{type(model).__name__} calls its language head {calls} times; once is supported"
         )
     return logits
-
-
-@contextmanager
-def _positions_given(model: nn.Module, position_ids: Tensor | None) -> Iterator[None]:
-    """Every module that is called with position_ids gets these instead; None leaves them as they are.
-
-    Decoders of the BART kind take no positions: they count the tokens, and tell the table of positions by name.
-    """
-    if position_ids is None:
-        yield
-        return
-
-    def replace(
-        _: nn.Module, inputs: tuple[Any, ...], names: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        counted = names.get("position_ids")
-        if not isinstance(counted, Tensor):
-            return None
-        return inputs, names | {"position_ids": position_ids if counted.dim() == 1 else position_ids[None]}
-
-    hooks = [module.register_forward_pre_hook(replace, with_kwargs=True) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -116,6 +116,7 @@ class _PagedStep:
             *self._groups[spec.group],
             call.sink,
             None,
+            spec.distance_bias,
             call.scale,
             call.softcap,
             spec.window or -1,

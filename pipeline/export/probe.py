@@ -8,7 +8,7 @@ which also finds masks of other shapes (chunked, bidirectional), and refuses the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from transformers import AttentionMaskInterface, PreTrainedModel
 from model_repo.runtime.contract import CROSS, KVSpec
 
 from .attention import PAGED, PROBE, AttentionCall, UnsupportedModel, answering
+from .distance_bias import distance_biases
 from .head import packed_logits
 
 PROBE_TOKENS = 4
@@ -29,7 +30,8 @@ MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor | bool]
 class LayerSpec:
     """What one call of attention asks for. `window` 0: the whole past; `softcap` 0: off.
 
-    `group`: 0 for self-attention, CROSS where the encoder's output is attended to.
+    `group`: 0 for self-attention, CROSS where the encoder's output is attended to. `distance_bias` [heads, distances]:
+    see `distance_biases`.
     """
 
     heads: int
@@ -41,22 +43,26 @@ class LayerSpec:
     softcap: float
     has_sink: bool
     group: int = 0
+    distance_bias: Tensor | None = field(default=None, compare=False)
 
     def kv(self, dtype: str) -> KVSpec:
         """What the layer keeps for each token, with pools of `dtype`."""
         return KVSpec(self.group, self.kv_heads, self.key_dim, self.value_dim, self.window, dtype)
 
 
-def probe(model: PreTrainedModel, encoder_hidden: Tensor | None = None) -> tuple[LayerSpec, ...]:
+def probe(
+    model: PreTrainedModel, encoder_hidden: Tensor | None = None, max_length: int | None = None
+) -> tuple[LayerSpec, ...]:
     """The layers' needs, in layer order; the model is left under paged attention.
 
     With `encoder_hidden` [1, positions, hidden], what the encoder gave (positions not PROBE_TOKENS), those of the
     decoder's calls of attention, in the order in which they come: self- and cross-attention of a layer count apart.
+    They may have relative positions, which are read for sequences of up to `max_length` tokens.
     Raises UnsupportedModel when the model does not use the attention interface, when a layer keeps other
     state than keys and values, or when it wants a mask that is neither causal nor a sliding window.
     """
     _set_attention(model, PROBE)
-    recorder = _Recorder(None if encoder_hidden is None else encoder_hidden.shape[1])
+    recorder = _Recorder(None if encoder_hidden is None else encoder_hidden.shape[1], max_length is not None)
     AttentionMaskInterface.register(PROBE, recorder.make_mask)
     device = next(model.parameters()).device
     try:
@@ -73,7 +79,11 @@ def probe(model: PreTrainedModel, encoder_hidden: Tensor | None = None) -> tuple
         _set_attention(model, PAGED)
     name, layers = type(model).__name__, recorder.layers
     if encoder_hidden is not None:
-        return _decoder_calls(name, layers)
+        calls = _decoder_calls(name, layers)
+        if max_length is None or not recorder.biased:
+            return calls
+        tables = distance_biases(model, max_length, encoder_hidden)
+        return tuple(replace(spec, distance_bias=table) for spec, table in zip(calls, tables, strict=True))
     expected = getattr(model.config.get_text_config(), "num_hidden_layers", len(layers))
     if sorted(layers) != list(range(expected)):
         missing = sorted(set(range(expected)) - set(layers))
@@ -143,11 +153,16 @@ def _sees_all(visible: MaskFunction) -> bool:
 
 
 class _Recorder:
-    """Records each layer's needs; answers attention with zeros. `encoder_positions`: None without an encoder."""
+    """Records each layer's needs; answers attention with zeros. `encoder_positions`: None without an encoder.
 
-    def __init__(self, encoder_positions: int | None) -> None:
+    `biased`: whether any layer adds a bias to the scores; refused without `takes_bias`.
+    """
+
+    def __init__(self, encoder_positions: int | None, takes_bias: bool) -> None:
         self.layers: dict[int, LayerSpec] = {}
+        self.biased = False
         self._encoder_positions = encoder_positions
+        self._takes_bias = takes_bias
         self._masks: list[tuple[Tensor, MaskFunction]] = []
 
     def make_mask(
@@ -167,10 +182,11 @@ class _Recorder:
         tokens, heads, key_dim = call.query.shape
         _, kv_heads, value_dim = call.value.shape
         group = self._group(call)
-        if call.bias is not None and bool(call.bias.any()):
+        self.biased |= call.bias is not None
+        if self.biased and not self._takes_bias:
             raise UnsupportedModel(
-                f"{call.module} adds position_bias to the scores of attention (relative positions, as T5 has them), "
-                "which the paged operator does not know; supported are scale, sliding window, softcap and sinks"
+                f"{call.module} adds position_bias to the scores of attention, which is supported in encoder-decoders "
+                "(relative positions, as T5 has them); in decoders scale, sliding window, softcap and sinks are"
             )
         self.layers[layer] = LayerSpec(
             heads,

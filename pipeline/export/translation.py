@@ -37,6 +37,7 @@ def _paged_attention(
     slot_mapping: Value,
     head_sink: Value,
     alibi_slopes: Value,
+    distance_bias: Value,
     scale: float,
     softcap: float,
     local_window_size: int,
@@ -55,6 +56,7 @@ def _paged_attention(
         "slot_mapping": slot_mapping,
         "head_sink": head_sink,
         "alibi_slopes": alibi_slopes,
+        "distance_bias": distance_bias,
     }
     inputs = [given.get(parameter.name) for parameter in PAGED_ATTENTION.inputs]
     while inputs[-1] is None:

@@ -3,7 +3,8 @@
 `paged_attention` writes and attends, `attend_pools` attends to what the pools hold (quantized ones too).
 
 Paged attention: Kwon et al. 2023, https://arxiv.org/abs/2309.06180. Softcap: Gemma 2. Sinks: a logit a head
-that takes part in the softmax and has no value (gpt-oss). ALiBi: https://arxiv.org/abs/2108.12409.
+that takes part in the softmax and has no value (gpt-oss). ALiBi: https://arxiv.org/abs/2108.12409. Distance bias:
+the relative positions of T5, https://arxiv.org/abs/1910.10683.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ def paged_attention(
     slot_mapping: Tensor,
     head_sink: Tensor | None = None,
     alibi_slopes: Tensor | None = None,
+    distance_bias: Tensor | None = None,
     scale: float = 0.0,
     softcap: float = 0.0,
     local_window_size: int = -1,
@@ -57,6 +59,7 @@ def paged_attention(
         block_table,
         head_sink=head_sink,
         alibi_slopes=alibi_slopes,
+        distance_bias=distance_bias,
         scale=scale,
         softcap=softcap,
         local_window_size=local_window_size,
@@ -83,6 +86,7 @@ def attend_pools(
     value_scale: Tensor | None = None,
     head_sink: Tensor | None = None,
     alibi_slopes: Tensor | None = None,
+    distance_bias: Tensor | None = None,
     tree_mask: Tensor | None = None,
     scale: float = 0.0,
     softcap: float = 0.0,
@@ -123,6 +127,7 @@ def attend_pools(
             rows(value_cache, value_scale),
             head_sink=head_sink,
             alibi_slopes=alibi_slopes,
+            distance_bias=distance_bias,
             tree_mask=tree,
             scale=scale,
             softcap=softcap,
@@ -138,6 +143,7 @@ def causal_attention(
     *,
     head_sink: Tensor | None,
     alibi_slopes: Tensor | None,
+    distance_bias: Tensor | None = None,
     scale: float,
     softcap: float,
     local_window_size: int,
@@ -149,6 +155,7 @@ def causal_attention(
         values,
         head_sink=head_sink,
         alibi_slopes=alibi_slopes,
+        distance_bias=distance_bias,
         scale=scale,
         softcap=softcap,
         local_window_size=local_window_size,
@@ -162,6 +169,7 @@ def attend_sequence(
     *,
     head_sink: Tensor | None,
     alibi_slopes: Tensor | None,
+    distance_bias: Tensor | None = None,
     tree_mask: Tensor | None = None,
     scale: float,
     softcap: float,
@@ -171,6 +179,7 @@ def attend_sequence(
 
     query [new, heads, head_dim], keys [length, kv_heads, head_dim], values [length, kv_heads, value_dim];
     heads is a multiple of kv_heads (query head h reads key head h // (heads / kv_heads)). tree_mask [new, max_new].
+    distance_bias [heads, distances]: column query position - key position, the last one for all that are farther.
     A query that sees no key and has no sink gets 0.
     """
     new, heads, _ = query.shape
@@ -186,6 +195,9 @@ def attend_sequence(
         scores = softcap * torch.tanh(scores / softcap)
     if alibi_slopes is not None:
         scores = scores + alibi_slopes.float()[:, None, None] * (key_positions - query_positions)
+    if distance_bias is not None:
+        distances = (query_positions - key_positions).clamp(0, distance_bias.shape[1] - 1)
+        scores = scores + distance_bias.float()[:, distances]
     visible = key_positions <= query_positions
     if local_window_size >= 0:
         visible &= key_positions > query_positions - local_window_size
@@ -234,6 +246,7 @@ class PagedAttentionNode:
             inputs["slot_mapping"],
             head_sink=inputs.get("head_sink"),
             alibi_slopes=inputs.get("alibi_slopes"),
+            distance_bias=inputs.get("distance_bias"),
             scale=self.scale,
             softcap=self.softcap,
             local_window_size=self.local_window_size,

@@ -46,6 +46,7 @@ WHISPER_SIZES = {
 class CrossFamily:
     """A family's class names begin with `stem`. features: what sets it apart, in the field's terms.
 
+    own_head: its head shares no weight with its embedding. distance_bias: layers of the decoder that have one.
     wide: tested by `make test-wide` only.
     """
 
@@ -55,6 +56,8 @@ class CrossFamily:
     input: TensorSpec = TEXT
     features: tuple[str, ...] = ()
     model_class: str = ""
+    own_head: bool = False
+    distance_bias: int = 0
     wide: bool = field(default=False)
 
     def model(self) -> PreTrainedModel:
@@ -63,14 +66,41 @@ class CrossFamily:
         model_class = getattr(transformers, self.model_class or f"{self.stem}ForConditionalGeneration")
         torch.manual_seed(0)
         config = config_class(**{**self.settings, "attn_implementation": "eager"})
-        built: PreTrainedModel = sharpened(model_class(config))
+        built: Any = model_class(config)
+        if self.own_head:
+            built.lm_head.weight = torch.nn.Parameter(torch.empty_like(built.lm_head.weight))
+        sharpened(built)
         with torch.no_grad():
             for name, parameter in built.named_parameters():
                 # Norms come after the sums in some: averages over many positions would drown the last token.
                 if name.endswith(("out_proj.weight", "fc2.weight")):
                     parameter.mul_(0.3)
-        return built
+                # Of T5, whose scores have no scale; a head that is tied to large embeddings repeats the last token.
+                if name.endswith("Attention.q.weight"):
+                    parameter.mul_(2 * self.settings["d_kv"] ** -0.5)
+                if self.distance_bias and name == "shared.weight":
+                    parameter.mul_(0.5)
+                if name == "lm_head.weight" and self.own_head:
+                    parameter.mul_(0.3)  # logits as small as the others'
+        model: PreTrainedModel = built
+        return model
 
+
+T5_SIZES = {
+    "vocab_size": VOCABULARY,
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 48,
+    "num_layers": 2,
+    "num_decoder_layers": 3,
+    "num_heads": 4,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 20,
+    "decoder_start_token_id": 0,
+    "n_positions": MAX_POSITIONS,
+}
+GATED_SIZES = {**T5_SIZES, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+RELATIVE = "relative positions"
 
 CARRIED = (
     CrossFamily("Whisper", "Whisper", WHISPER_SIZES, AUDIO, ("audio", "convolutions", "learned positions")),
@@ -80,6 +110,45 @@ CARRIED = (
     CrossFamily("Pegasus", "Pegasus", BART_SIZES, TEXT, ("sinusoidal positions", "norm before"), wide=True),
     CrossFamily("Blenderbot", "Blenderbot", BART_SIZES, TEXT, ("norm before",), wide=True),
     CrossFamily("PLBart", "PLBart", BART_SIZES, TEXT, wide=True),
+    CrossFamily("M2M-100", "M2M100", BART_SIZES, TEXT, ("sinusoidal positions by token id",)),
+    CrossFamily(
+        "NLLB",
+        "M2M100",
+        {
+            **BART_SIZES,
+            "pad_token_id": 1,
+            "bos_token_id": 0,
+            "scale_embedding": True,
+            "activation_function": "relu",
+        },
+        TEXT,
+        ("as M2M-100", "scaled embeddings"),
+        wide=True,
+    ),
+    CrossFamily(
+        "T5", "T5", T5_SIZES, TEXT, (RELATIVE, "no scale", "RMS norms", "tied head"), distance_bias=3
+    ),
+    CrossFamily(
+        "T5 v1.1",
+        "T5",
+        GATED_SIZES,
+        TEXT,
+        (RELATIVE, "gated GELU", "head of its own"),
+        own_head=True,
+        distance_bias=3,
+        wide=True,
+    ),
+    CrossFamily("mT5", "MT5", GATED_SIZES, TEXT, ("as T5 v1.1",), own_head=True, distance_bias=3, wide=True),
+    CrossFamily(
+        "UMT5",
+        "UMT5",
+        GATED_SIZES,
+        TEXT,
+        (f"{RELATIVE} in each layer", "gated GELU"),
+        own_head=True,
+        distance_bias=3,
+        wide=True,
+    ),
 )
 
 
@@ -91,16 +160,10 @@ class RefusedCross:
     reason: str
 
 
-T5_SIZES = {
-    "vocab_size": VOCABULARY,
-    "d_model": 32,
-    "d_kv": 8,
-    "d_ff": 48,
-    "num_layers": 2,
-    "num_heads": 4,
-    "decoder_start_token_id": 0,
-}
 REFUSED = (
-    RefusedCross(CrossFamily("T5", "T5", T5_SIZES), "adds position_bias to the scores of attention"),
-    RefusedCross(CrossFamily("M2M-100", "M2M100", BART_SIZES), "positions that the model counts itself"),
+    RefusedCross(
+        CrossFamily("LED", "LED", {**BART_SIZES, "attention_window": [8, 8]}),
+        "does not use transformers' attention interface",
+    ),
+    RefusedCross(CrossFamily("Pegasus-X", "PegasusX", BART_SIZES), "attends to later tokens"),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from model_repo.runtime.contract import CROSS
 from pipeline.export.attention import UnsupportedModel
 from pipeline.export.encoder_decoder import export_encoder_decoder
 from pipeline.export.exported import ExportedGraph
+from plugins.schemas import PAGED_ATTENTION
 from tests.export.cross_families import CARRIED, MAX_POSITIONS, REFUSED, CrossFamily, RefusedCross
 from tests.export.cross_table import PAGE, page_with, table
 from tests.export.packed_requests import Generated, Schedule, Source, generate
@@ -35,6 +36,7 @@ LOGIT_TOLERANCE = 1e-4
 class Carried:
     """A family exported, and what transformers generates."""
 
+    family: CrossFamily
     graph: ExportedGraph
     inputs: list[npt.NDArray[Any]]
     prompts: list[list[int]]
@@ -78,7 +80,7 @@ def carried(request: pytest.FixtureRequest) -> Carried:
     assert len({token for tokens, _ in expected for token in tokens}) > 10, "too dull to tell models apart"
     graph = export_encoder_decoder(family.model(), 96, 24, family.input, MAX_POSITIONS)
     tokens = [tokens for tokens, _ in expected]
-    return Carried(graph, inputs, prompts, tokens, [logits for _, logits in expected])
+    return Carried(family, graph, inputs, prompts, tokens, [logits for _, logits in expected])
 
 
 def encoder_input(family: CrossFamily, length: int, random: np.random.Generator) -> npt.NDArray[Any]:
@@ -121,15 +123,30 @@ def test_without_cross_attention_the_tokens_change(carried: Carried) -> None:
     tokens = [one.tokens for one in carried.generate(spoilt)]
     for found, expected, source in zip(tokens, carried.tokens, carried.sources(), strict=True):
         assert (found != expected) == (source.num_positions > 1)
-    exchanged = Carried(
-        carried.graph,
-        carried.inputs[1:] + carried.inputs[:1],
-        carried.prompts,
-        carried.tokens,
-        carried.logits,
-    )
+    exchanged = replace(carried, inputs=carried.inputs[1:] + carried.inputs[:1])
     tokens = [one.tokens for one in exchanged.generate(serialized(carried.graph.model))]
     assert all(one != expected for one, expected in zip(tokens, carried.tokens, strict=True))
+
+
+def test_without_relative_positions_the_tokens_change(carried: Carried) -> None:
+    """And those of texts longer than the farthest distance that counts are equal above."""
+    spoilt = serialized(carried.graph.model)
+    place = PAGED_ATTENTION.input_index("distance_bias")
+    attention = [node for node in spoilt.graph.node if node.op_type == "PagedAttention"]
+    names = [node.input[place] for node in attention if len(node.input) > place]
+    assert len(names) == carried.family.distance_bias
+    if not names:
+        return
+    for tensor in spoilt.graph.initializer:
+        if tensor.name in names:
+            distances = onnx.numpy_helper.to_array(tensor).shape[1]
+            assert (
+                distances < carried.family.settings["relative_attention_max_distance"] < max(PROMPT_LENGTHS)
+            )
+            zeros = np.zeros(tensor.dims, np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(zeros, tensor.name))
+    tokens = [one.tokens for one in carried.generate(spoilt)]
+    assert all(found != expected for found, expected in zip(tokens, carried.tokens, strict=True))
 
 
 def test_the_decoder_holds_no_weight_of_the_encoder(carried: Carried) -> None:
@@ -137,8 +154,12 @@ def test_the_decoder_holds_no_weight_of_the_encoder(carried: Carried) -> None:
     decoder = set(carried.graph.model.graph.initializers)
     assert carried.graph.encoder is not None
     encoder = set(carried.graph.encoder.graph.initializers)
-    assert not {name for name in decoder if "encoder_attn.k_proj" in name or ".encoder.layers" in name}
-    assert not {name for name in encoder if "decoder.layers" in name and "encoder_attn" not in name}
+    cross = ("encoder_attn", "EncDecAttention")
+    projections = tuple(f"{name}.{key}" for name in cross for key in ("k_proj", "k."))
+    assert not {name for name in decoder if any(key in name for key in (*projections, "encoder.layers"))}
+    assert not {name for name in decoder if name.startswith("encoder.")}
+    of_decoder = {name for name in encoder if "decoder." in name}
+    assert all(any(name in weight for name in cross) for weight in of_decoder)
 
 
 @pytest.mark.parametrize("refused", REFUSED, ids=lambda refused: refused.family.name)

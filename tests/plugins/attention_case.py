@@ -63,6 +63,7 @@ class Shape:
     interleaved: bool = False
     sinks: bool = False
     alibi: bool = False
+    distances: int = 0  # columns of the distance bias; 0: none
     softcap: float = 0.0
     window: int = -1
     scale: float = 0.0
@@ -167,6 +168,8 @@ def make_step(
         inputs["head_sink"] = torch.randn(shape.heads, generator=random) * 2
     if shape.alibi:
         inputs["alibi_slopes"] = torch.rand(shape.heads, generator=random) * 0.2
+    if shape.distances:
+        inputs["distance_bias"] = torch.randn(shape.heads, shape.distances, generator=random)
     return Step(shape, inputs)
 
 
@@ -219,7 +222,7 @@ def node_model(shape: Shape, present: frozenset[str], outputs: int) -> onnx.Mode
         "Scale": TensorProto.FLOAT,
     }
     ranks = {"key_cache": 4, "value_cache": 4, "query": 2, "key": 2, "value": 2, "block_table": 2}
-    ranks |= {"cos_cache": 2, "sin_cache": 2}
+    ranks |= {"cos_cache": 2, "sin_cache": 2, "distance_bias": 2}
     inputs = [p for p in PAGED_ATTENTION.inputs if p.name in present]
     node = helper.make_node(
         "PagedAttention",

@@ -22,6 +22,7 @@ def arguments(step: Step) -> tuple[torch.Tensor | float | int | None, ...]:
         inputs["slot_mapping"],
         inputs.get("head_sink"),
         inputs.get("alibi_slopes"),
+        inputs.get("distance_bias"),
         shape.scale,
         shape.softcap,
         shape.window,
@@ -30,7 +31,11 @@ def arguments(step: Step) -> tuple[torch.Tensor | float | int | None, ...]:
 
 def test_operator_is_functional_and_traces() -> None:
     """torch's own checks: no input changed or aliased, fake shapes as the real ones, autograd registration."""
-    for shape in (Shape(), Shape(value_dim=12, sinks=True, alibi=True, softcap=2.0, window=6)):
+    for shape in (
+        Shape(),
+        Shape(value_dim=12, sinks=True, alibi=True, softcap=2.0, window=6),
+        Shape(distances=3),
+    ):
         given = arguments(make_step(shape, [(7, 1), (0, 5)]))
         torch.library.opcheck(torch.ops.slipway.paged_attention.default, given)
 

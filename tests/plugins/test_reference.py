@@ -129,5 +129,7 @@ def test_each_feature_by_hand() -> None:
     close(one_head([9.0, 1.0, 0.0], local_window_size=2), torch.tensor([0, e, 1]) / (1 + e))
     close(one_head([0.0, 0.0], head_sink=torch.tensor([1.0])), torch.tensor([1.0, 1.0]) / (2 + e))
     close(one_head([0.0, 0.0], alibi_slopes=torch.tensor([1.0])), torch.tensor([1 / e, 1.0]) / (1 + 1 / e))
+    near = torch.tensor([[0.0, 1.0]])  # of the key before, and of all farther ones
+    close(one_head([0.0, 0.0, 0.0], distance_bias=near), torch.tensor([e, e, 1]) / (1 + 2 * e))
     capped = float(np.exp(0.5 * np.tanh(8.0)))
     close(one_head([4.0, 0.0], softcap=0.5), torch.tensor([capped, 1.0]) / (1 + capped))

@@ -16,6 +16,7 @@ UNITS = (
     "src/avx2.cpp",
     "src/plain.cpp",
     "test/sanitizer_main.cpp",
+    "test/sanitize_elementwise.cpp",
     "test/sanitize_packed.cpp",
     "test/sanitize_quantized.cpp",
     "src/packed_plan.cpp",

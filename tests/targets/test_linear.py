@@ -22,6 +22,7 @@ from pipeline.targets.native.standard import write_out
 from tests.export.families import CARRIED, Family
 from tests.export.tiny_models import VOCABULARY, greedy, tiny_llama
 from tests.fuse.graphs import assert_same, graph, operators, random, run
+from tests.plugins.attention_case import Shape, make_step, node_model
 from tests.targets.linear_requests import Run, greedy_in_slots
 
 MAX_LENGTH = 48
@@ -112,6 +113,15 @@ def test_what_native_attention_lacks_is_refused_by_name(name: str, words: str, t
     (family,) = (family for family in CARRIED if family.name == name)
     with pytest.raises(BadInput, match=f"uses {words}, which the native attention"):
         lowered(family.model(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"), [(Shape(alibi=True), "ALiBi"), (Shape(distances=3), "a bias by distance")]
+)
+def test_biases_of_the_scores_are_refused_by_name(shape: Shape, words: str) -> None:
+    node = ir.from_proto(node_model(shape, frozenset(make_step(shape, [(0, 3)]).inputs), outputs=3))
+    with pytest.raises(BadInput, match=f"uses {words}, which the native attention"):
+        lower_to_linear(node, MAX_LENGTH)
 
 
 def test_experts_are_refused_by_name(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ _REFUSED = {
     "v_scale": "quantized pools",
     "alibi_slopes": "ALiBi",
     "tree_mask": "tree masks",
+    "distance_bias": "a bias by distance",
 }
 """Inputs of PagedAttention that native attention has no word for."""
 

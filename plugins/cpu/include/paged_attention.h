@@ -62,7 +62,10 @@ struct PagedAttention {
   const float* value_scales = nullptr;          // [kv_heads]
   const float* sinks = nullptr;                 // [num_heads] or null
   const float* alibi_slopes = nullptr;          // [num_heads] or null
+  const float* distance_bias = nullptr;         // [num_heads, distances] or null, by query minus key position
+  int distances = 0;                            // the last one stands for all that are larger
 
+  const float* bias_rows = nullptr;  // scratch that lay_out_distance_bias filled; null without distance_bias
   float* turned_query = nullptr;  // scratch [tokens, num_heads, padded_head_dim()], see prepare.h
   float* output = nullptr;        // [tokens, num_heads, value_dim]
 
@@ -74,6 +77,12 @@ struct PagedAttention {
   // Queries lie in scratch rows padded with zeros to a whole number of the widest vectors.
   int padded_head_dim() const { return (head_dim + 15) / 16 * 16; }
 };
+
+// The scores' natural exponentials are computed as powers of two.
+constexpr float kLog2E = 1.4426950408889634f;
+
+// Keys between two updates of a row's softmax state.
+constexpr int kKeyTile = 64;
 
 // Largest head size of keys; queries of a head lie in scratch on the stack.
 constexpr int kMaxHeadDim = 1024;
@@ -92,6 +101,11 @@ struct WorkItem {
 // Checks what the kernels rely on: sizes, and every index of this call (block ids, slots, lengths,
 // positions). Returns an empty string, or what is wrong in words.
 std::string find_problem(const PagedAttention& call);
+
+// Writes distance_bias as base-2 exponents to `rows`, and points the call to them. A head's row has its distances from
+// far to near, so that the bias of keys one after the other lies in order, and a tile more at either end.
+void lay_out_distance_bias(PagedAttention& call, std::vector<float>& rows);
+inline int bias_row_size(int distances) { return distances + 2 * kKeyTile; }
 
 // Work items of a call, longest first. `threads` only decides how finely the work is cut.
 void plan_work(const PagedAttention& call, int threads, std::vector<WorkItem>& items);

@@ -144,7 +144,7 @@ inline void attend_packed_block(const PackedAttention& call, const PackedChunk& 
       const float* row = call.bias + (head * call.bias_size + chunk.position(r)) * call.bias_size + tile;
       add_bias<S>(row, chunk.begin(r, tile), chunk.end(r, tile), scores);
     }
-    const float factor = absorb_scores<S>(ScoreRule{0.0f, 0.0f}, scores, chunk.begin(r, tile),
+    const float factor = absorb_scores<S>(ScoreRule{}, scores, chunk.begin(r, tile),
                                           chunk.end(r, tile), 0, chunk.maxima + r, chunk.sums + r * W);
     if (factor != 1.0f)
       scale_row<S>(chunk.output + int64_t(r) * chunk.value_stride, chunk.value_stride, factor);

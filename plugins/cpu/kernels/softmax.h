@@ -7,17 +7,21 @@
 
 namespace slipway::cpu {
 
-// Keys between two updates of a row's softmax state.
-constexpr int kKeyTile = 64;
-
 // What happens to the scores of one query head between product and softmax.
 struct ScoreRule {
-  float softcap;      // 0: off
-  float alibi_slope;  // times log2(e); 0: off
+  float softcap = 0;                 // 0: off
+  float alibi_slope = 0;             // times log2(e); 0: off
+  const float* bias_row = nullptr;   // the head's, as lay_out_distance_bias made it; null: off
+  int distances = 0;
 };
 
 static inline ScoreRule score_rule(const PagedAttention& call, int head) {
-  return {call.softcap, call.alibi_slopes ? call.alibi_slopes[head] * kLog2E : 0.0f};
+  ScoreRule rule;
+  rule.softcap = call.softcap;
+  if (call.alibi_slopes) rule.alibi_slope = call.alibi_slopes[head] * kLog2E;
+  if (call.bias_rows) rule.bias_row = call.bias_rows + int64_t(head) * bias_row_size(call.distances);
+  rule.distances = call.distances;
+  return rule;
 }
 
 // The softmax state of a row before any key: a sink is one more score that has no value.
@@ -44,6 +48,11 @@ inline float absorb_scores(const ScoreRule& rule, float* scores, int begin, int 
     return 1.0f;
   }
   const bool whole = begin == 0 && end == kKeyTile;
+  const float* bias = nullptr;  // of the tile's first key; a tile of far keys alone is the row's first one
+  if (rule.bias_row) {
+    const int first = kKeyTile + rule.distances - 1 + distance;
+    bias = rule.bias_row + (first > 0 ? first : 0);
+  }
   V largest = S::set1(kNoScore);
   for (int i = 0; i < kKeyTile; i += W) {
     V x = S::load(scores + i);
@@ -53,8 +62,9 @@ inline float absorb_scores(const ScoreRule& rule, float* scores, int begin, int 
     if (rule.alibi_slope != 0) {
       x = S::fma(S::set1(rule.alibi_slope), S::add(S::iota(), S::set1(float(distance + i))), x);
     }
+    if (bias) x = S::add(x, S::load(bias + i));
     if (!whole) x = S::within(x, S::set1(kNoScore), begin - i, end - i);
-    if (!whole || rule.softcap > 0 || rule.alibi_slope != 0) S::store(scores + i, x);
+    if (!whole || rule.softcap > 0 || rule.alibi_slope != 0 || bias) S::store(scores + i, x);
     largest = S::max(largest, x);
   }
   const float before = *maximum, tile_maximum = S::maximum(largest);

@@ -8,9 +8,6 @@
 
 namespace slipway::cpu {
 
-// The scores' natural exponentials are computed as powers of two.
-constexpr float kLog2E = 1.4426950408889634f;
-
 // Below every score, and still finite: a difference of two is no NaN.
 constexpr float kNoScore = -1e30f;
 

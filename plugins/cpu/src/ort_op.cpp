@@ -213,7 +213,7 @@ struct FakeQuantizeTokensNode {
 // Types and optionality of a node's inputs and outputs.
 struct Signature {
   size_t inputs, outputs;
-  ElementType input_types[20];
+  ElementType input_types[21];
   ElementType output_types[3];
   uint32_t optional_inputs, optional_outputs;  // bit i: input or output i may be absent
 };
@@ -221,12 +221,13 @@ struct Signature {
 constexpr uint32_t bits(size_t first, size_t last) { return ((1u << (last - first + 1)) - 1) << first; }
 
 constexpr Signature paged_attention_signature(ElementType pool) {
-  return {20,
+  return {21,
           3,
           {kFloat, kFloat, kFloat, pool,   pool,   kInt32, kInt32, kInt32, kFloat, kFloat,
-           kInt32, kFloat, kFloat, kFloat, kFloat, kFloat, kInt32, kInt32, kFloat, kBool},
+           kInt32, kFloat, kFloat, kFloat, kFloat, kFloat, kInt32, kInt32, kFloat, kBool,
+           kFloat},
           {kFloat, pool, pool},
-          bits(1, 2) | bits(8, 9) | bits(11, 19),
+          bits(1, 2) | bits(8, 9) | bits(11, 20),
           bits(1, 2)};
 }
 

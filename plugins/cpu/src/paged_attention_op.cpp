@@ -41,7 +41,8 @@ enum Input : size_t {
   kMetadata,
   kPositions,
   kAlibi,
-  kTreeMask
+  kTreeMask,
+  kDistanceBias
 };
 
 void expect_shape(const char* name, const Tensor& tensor, std::initializer_list<int64_t> shape) {
@@ -186,6 +187,12 @@ void read_score_inputs(const ort::Call& call, PagedAttention& attention) {
     expect_shape("alibi_slopes", slopes, {attention.num_heads});
     attention.alibi_slopes = slopes.as<const float>();
   }
+  if (const Tensor bias = call.input(kDistanceBias)) {
+    expect_rank("distance_bias", bias, 2);
+    expect_shape("distance_bias", bias, {attention.num_heads, std::max<int64_t>(1, bias.shape[1])});
+    attention.distances = int(bias.shape[1]);
+    attention.distance_bias = bias.as<const float>();
+  }
 }
 
 // Scales of pools of codes: both or none, and for such pools alone.
@@ -264,6 +271,8 @@ void run_paged_attention(const PagedAttentionAttributes& attributes, const ort::
   const size_t needed = size_t(live) * attention.num_heads * attention.padded_head_dim();
   if (turned_query.size() < needed) turned_query.resize(needed);
   attention.turned_query = turned_query.data();
+  thread_local std::vector<float> bias_rows;
+  if (attention.distance_bias) lay_out_distance_bias(attention, bias_rows);
   run_kernels(call, attention);
 }
 

@@ -112,6 +112,20 @@ std::string find_problem(const PagedAttention& call) {
   return find_token_problem(call);
 }
 
+void lay_out_distance_bias(PagedAttention& call, std::vector<float>& rows) {
+  const size_t size = size_t(bias_row_size(call.distances)), needed = size * size_t(call.num_heads);
+  if (rows.size() < needed) rows.resize(needed);
+  for (int head = 0; head < call.num_heads; ++head) {
+    const float* bias = call.distance_bias + int64_t(head) * call.distances;
+    float* row = rows.data() + size_t(head) * size;
+    for (int i = 0; i < int(size); ++i) {
+      const int distance = kKeyTile + call.distances - 1 - i;
+      row[i] = kLog2E * bias[std::max(0, std::min(distance, call.distances - 1))];
+    }
+  }
+  call.bias_rows = rows.data();
+}
+
 void plan_work(const PagedAttention& call, int threads, std::vector<WorkItem>& items) {
   items.clear();
   int decodes = 0;

@@ -16,8 +16,10 @@
 
 namespace slipway::cpu {
 
-double run_packed();     // sanitize_packed.cpp
-double run_quantized();  // sanitize_quantized.cpp
+double run_packed();       // sanitize_packed.cpp
+double run_quantized();    // sanitize_quantized.cpp
+double run_elementwise();  // sanitize_elementwise.cpp
+bool conversions_hold();
 
 namespace {
 
@@ -26,6 +28,7 @@ struct Sizes {
   float softcap;
   bool interleaved, sinks, alibi;
   CacheType cache;
+  int distances = 0;  // of the distance bias; 0: none
 };
 
 // An exact allocation: the sanitizer guards both ends.
@@ -90,6 +93,9 @@ void reference_row(const PagedAttention& call, int sequence, int token, int head
     score *= unscale;
     if (call.softcap > 0) score = call.softcap * std::tanh(score / call.softcap);
     if (call.alibi_slopes) score += call.alibi_slopes[head] * (p - position);
+    if (call.distance_bias) {
+      score += call.distance_bias[head * call.distances + std::min(position - p, call.distances - 1)];
+    }
     const double weight = std::exp(score);
     total += weight;
     for (int d = 0; d < call.value_dim; ++d) {
@@ -116,14 +122,14 @@ double run_case(const Sizes& sizes, const std::vector<Sequence>& sequences, unsi
   Exact<float> value(size_t(tokens) * sizes.kv_heads * sizes.value_dim);
   Exact<float> output(size_t(tokens) * sizes.heads * sizes.value_dim);
   Exact<float> cos(size_t(max_positions) * sizes.rotary_half), sin(size_t(max_positions) * sizes.rotary_half);
-  Exact<float> sinks(sizes.heads), slopes(sizes.heads),
+  Exact<float> bias(size_t(sizes.heads) * sizes.distances), sinks(sizes.heads), slopes(sizes.heads),
       turned(size_t(tokens) * sizes.heads * ((sizes.head_dim + 15) / 16 * 16));
   Exact<int32_t> cumulative(batch + 1), past(batch), table(size_t(batch) * max_blocks), slots(tokens),
       positions(tokens);
   const size_t rows = size_t(blocks) * sizes.block_size * sizes.kv_heads;
   Exact<unsigned char> keys(rows * sizes.head_dim * element_size(sizes.cache));
   Exact<unsigned char> values(rows * sizes.value_dim * element_size(sizes.cache));
-  for (Exact<float>* x : {&query, &key, &value, &sinks}) {
+  for (Exact<float>* x : {&query, &key, &value, &sinks, &bias}) {
     for (size_t i = 0; i < x->size; ++i) (*x)[i] = normal(random);
   }
   for (size_t i = 0; i < rows * sizes.head_dim; ++i)
@@ -188,6 +194,12 @@ double run_case(const Sizes& sizes, const std::vector<Sequence>& sequences, unsi
   if (sizes.cache == CacheType::kInt8) call.key_scales = call.value_scales = scales.data();
   call.sinks = sizes.sinks ? sinks.get() : nullptr;
   call.alibi_slopes = sizes.alibi ? slopes.get() : nullptr;
+  std::vector<float> bias_rows;
+  if (sizes.distances) {
+    call.distance_bias = bias.get();
+    call.distances = sizes.distances;
+    lay_out_distance_bias(call, bias_rows);
+  }
   call.turned_query = turned.get();
   call.output = output.get();
 
@@ -219,91 +231,6 @@ double run_case(const Sizes& sizes, const std::vector<Sequence>& sequences, unsi
   return error;
 }
 
-// Rows of every length up to some vectors, in exact allocations.
-double run_elementwise() {
-  double error = 0;
-  const Kernels& kernels = active_kernels();
-  for (int size : {1, 3, 15, 16, 17, 64, 70, 129}) {
-    Exact<float> input(size), skip(size), weight(size), output(size), sum(size), gates(2 * size);
-    double squares = 0;
-    for (int i = 0; i < size; ++i) {
-      input[i] = std::sin(float(i));
-      skip[i] = std::cos(float(3 * i));
-      weight[i] = float(i % 5) - 2;
-      gates[i] = 8 * std::sin(float(i));
-      gates[size + i] = std::cos(float(i));
-      squares += std::pow(double(input[i]) + skip[i], 2);
-    }
-    kernels.skip_rms_row(input.get(), skip.get(), weight.get(), 1e-5f, size, output.get(), sum.get());
-    for (int i = 0; i < size; ++i) {
-      const double wanted = (double(input[i]) + skip[i]) / std::sqrt(squares / size + 1e-5) * weight[i];
-      error = std::max(error, std::fabs(wanted - output[i]));
-    }
-    kernels.skip_rms_row(input.get(), skip.get(), weight.get(), 1e-5f, size, sum.get(), nullptr);
-    for (int i = 0; i < size; ++i) error = std::max(error, double(std::fabs(sum[i] - output[i])));
-    kernels.swiglu_row(gates.get(), size, output.get());
-    for (int i = 0; i < size; ++i) {
-      const double wanted = gates[i] / (1 + std::exp(-double(gates[i]))) * gates[size + i];
-      error = std::max(error, std::fabs(wanted - output[i]));
-    }
-    const SkipLayerRow row{input.get(), skip.get(), weight.get(), weight.get(), weight.get(), output.get(), sum.get()};
-    kernels.skip_layer_row(row, 1e-5f, size);
-    double mean = 0, variance = 0;
-    for (int i = 0; i < size; ++i) mean += (double(input[i]) + skip[i] + weight[i]) / size;
-    for (int i = 0; i < size; ++i) {
-      variance += std::pow(double(input[i]) + skip[i] + weight[i] - mean, 2) / size;
-    }
-    for (int i = 0; i < size; ++i) {
-      const double centred = double(input[i]) + skip[i] + weight[i] - mean;
-      // One element has no variance: what is left of its difference to the mean is rounding.
-      const double wanted = (size == 1 ? 0 : centred / std::sqrt(variance + 1e-5) * weight[i]) + weight[i];
-      error = std::max(error, std::fabs(wanted - output[i]));
-    }
-    const auto gelu = [](double x, bool tanh) {
-      return tanh ? x / 2 * (1 + std::tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))
-                  : x / 2 * (1 + std::erf(x / std::sqrt(2.0)));
-    };
-    for (bool tanh : {false, true}) {
-      (tanh ? kernels.bias_tanh_gelu_row : kernels.bias_gelu_row)(input.get(), skip.get(), size, output.get());
-      for (int i = 0; i < size; ++i) {
-        error = std::max(error, std::fabs(gelu(double(input[i]) + skip[i], tanh) - output[i]));
-      }
-      (tanh ? kernels.tanh_geglu_row : kernels.geglu_row)(gates.get(), size, output.get());
-      for (int i = 0; i < size; ++i) {
-        error = std::max(error, std::fabs(gelu(gates[i], tanh) * gates[size + i] - output[i]));
-      }
-    }
-  }
-  return error;
-}
-
-// Every half through the conversions and back, and halfway cases to even.
-bool conversions_hold() {
-  for (uint32_t bits = 0; bits < 0x10000; ++bits) {
-    Half half{uint16_t(bits)}, back{};
-    const float x = to_float(half);
-    from_float(x, &back);
-    if (!std::isnan(x) && back.bits != half.bits) return false;
-    if (std::isnan(x) && !std::isnan(to_float(back))) return false;
-    BFloat16 brain{uint16_t(bits)}, brain_back{};
-    const float y = to_float(brain);
-    from_float(y, &brain_back);
-    if (!std::isnan(y) && brain_back.bits != brain.bits) return false;
-  }
-  Half half{};
-  BFloat16 brain{};
-  from_float(65520.0f, &half);  // halfway between the largest half and infinity
-  if (half.bits != 0x7C00) return false;
-  from_float(1.0f + 0x1p-11f, &half);
-  if (half.bits != 0x3C00) return false;
-  from_float(1.0f + 3 * 0x1p-11f, &half);
-  if (half.bits != 0x3C02) return false;
-  from_float(0x1p-25f, &half);  // halfway between zero and the smallest subnormal
-  if (half.bits != 0) return false;
-  from_float(1.0f + 0x1p-8f, &brain);
-  return brain.bits == 0x3F80;
-}
-
 }  // namespace
 }  // namespace slipway::cpu
 
@@ -319,6 +246,8 @@ int main() {
       {1, 1, 1, 1, 256, 0, -1, 2, false, false, false, f16},
       {6, 2, 72, 40, 16, 36, -1, 0, false, false, false, i8},
       {4, 4, 16, 16, 4, 0, 50, 3, false, true, true, i8},
+      {4, 2, 24, 24, 16, 0, -1, 0, false, false, false, f32, 70},
+      {3, 3, 16, 16, 8, 0, -1, 2, false, true, false, f16, 1},
   };
   const std::vector<Sequence> sequences = {{37, 1}, {0, 23}, {5, 1},   {0, 1},
                                            {70, 9}, {0, 0},  {140, 1}, {3, 40}};

@@ -144,6 +144,7 @@ def test_paged_attention_by_the_kernel_is_the_reference(emulated_library: Path, 
             *given[:9],  # type: ignore[arg-type]
             head_sink=given[9],  # type: ignore[arg-type]
             alibi_slopes=given[10],  # type: ignore[arg-type]
+            distance_bias=given[11],  # type: ignore[arg-type]
             scale=shape.scale,
             softcap=shape.softcap,
             local_window_size=shape.window,
@@ -151,6 +152,12 @@ def test_paged_attention_by_the_kernel_is_the_reference(emulated_library: Path, 
         assert relative_error(output, wanted[0]) < (1e-3 if dtype == torch.float16 else 8e-3)
         assert torch.equal(keys, wanted[1])
         assert torch.equal(values, wanted[2])
+
+
+def test_distance_bias_is_refused_in_words(emulated_library: Path) -> None:
+    given = arguments(make_step(Shape(block_size=16, distances=4), [(7, 1)]))
+    with pytest.raises(BadInput, match=r"given distance_bias .* which the CUDA kernel does not take"):
+        torch_cuda.paged_attention(Library(emulated_library), *given)
 
 
 def test_float32_is_refused_in_words(emulated_library: Path) -> None:
