@@ -15,10 +15,13 @@ from typing import Any
 
 from model_repo.runtime.errors import BadInput
 from pipeline.child import in_child
+from pipeline.graph import load_graph
 
 from .bindings import load
+from .integers import check_integers
 from .layers import BEGIN
 from .monitor import progress_monitor
+from .plugin_loading import load_plugins
 from .profiles import Profile, Shapes
 
 _SHOWN = 3
@@ -27,11 +30,15 @@ _SHOWN = 3
 @dataclass(frozen=True)
 class BuildOptions:
     """How to build. `compute_capabilities`: chips of an ahead-of-time TensorRT-RTX engine, such as 8.9 and 12.0; empty:
-    the chip that is here, or any (portable). `optimization_level`: 0 to 5; None: the builder's own."""
+    the chip that is here, or any (portable). `optimization_level`: 0 to 5; None: the builder's own. For graphs with
+    nodes of plugins/tensorrt one of: `plugin_library`, the C++ plugins; `kernels`, the library of CUDA kernels that the
+    Python plugins are to call."""
 
     compute_capabilities: tuple[str, ...] = ()
     optimization_level: int | None = None
     workspace_bytes: int | None = None
+    plugin_library: str | None = None
+    kernels: str | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,7 @@ class Built:
     seconds: float
     version: str
     layers: str
+    warnings: tuple[str, ...] = ()
 
 
 def build_engine(
@@ -49,8 +57,8 @@ def build_engine(
 ) -> Built:
     """Builds `graph` into the file `engine`, which appears whole or not at all.
 
-    Raises BadInput: the package is missing, the parser refuses the graph (nodes named), or the builder does (in its
-    own words).
+    Raises BadInput: the package is missing, an integer does not fit, the parser refuses the graph (nodes named), or the
+    builder does (in its own words).
     """
     made: dict[str, Any] = in_child(
         __name__,
@@ -63,7 +71,64 @@ def build_engine(
             "options": asdict(options),
         },
     )
-    return Built(**made)
+    return Built(**{**made, "warnings": tuple(made["warnings"])})
+
+
+def parse_only(target: str, graph: Path, profiles: Sequence[Profile]) -> str:
+    """Lets the parser read `graph` and the builder judge the profiles, and builds nothing; gives the package's version.
+
+    Raises BadInput as `build_engine` does.
+    """
+    version: str = in_child(
+        __name__,
+        "parse_here",
+        {
+            "target": target,
+            "graph": str(graph),
+            "profiles": [{"name": profile.name, "shapes": profile.shapes} for profile in profiles],
+        },
+    )
+    return version
+
+
+def package_problem(target: str) -> str:
+    """Why the target's package does not load here, and what to install; empty when it does."""
+    problem: str = in_child(__name__, "problem_here", {"target": target})
+    return problem
+
+
+def problem_here(target: str) -> str:
+    """`package_problem` in this process, which keeps the libraries."""
+    try:
+        load(target)
+    except BadInput as error:
+        return str(error)
+    return ""
+
+
+def parse_here(target: str, graph: str, profiles: list[dict[str, Any]]) -> str:
+    """`parse_only` in this process."""
+    trt = load(target)
+    _prepared(trt, _logger(trt), Path(graph), profiles, BuildOptions())
+    return str(trt.__version__)
+
+
+def _prepared(
+    trt: Any, logger: Any, graph: Path, profiles: list[dict[str, Any]], options: BuildOptions
+) -> tuple[Any, Any, Any]:
+    """Builder, network and configuration. Raises BadInput for what the parser, or a profile's shapes, do not allow."""
+    load_plugins(trt, options.plugin_library, options.kernels)
+    check_integers(load_graph(graph))
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    _parse(trt, network, logger, graph)
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    _configure(trt, config, options)
+    for given in profiles:
+        if config.add_optimization_profile(_profile(builder, network, given)) < 0:
+            raise BadInput(f"the builder does not take profile {given['name']!r}: {logger.said()}")
+    return builder, network, config
 
 
 def build_here(
@@ -71,20 +136,10 @@ def build_here(
 ) -> dict[str, Any]:
     """`build_engine` in this process; arguments and result as JSON. Ctrl-C ends the process."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    trt = load(target)
+    chosen = BuildOptions(**{**options, "compute_capabilities": tuple(options["compute_capabilities"])})
+    trt = load(target, plugins=bool(chosen.plugin_library or chosen.kernels))
     logger = _logger(trt)
-    builder = trt.Builder(logger)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    _parse(trt, network, logger, Path(graph))
-    config = builder.create_builder_config()
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    _configure(
-        trt,
-        config,
-        BuildOptions(**{**options, "compute_capabilities": tuple(options["compute_capabilities"])}),
-    )
-    for profile in profiles:
-        config.add_optimization_profile(_profile(builder, network, profile))
+    builder, network, config = _prepared(trt, logger, Path(graph), profiles, chosen)
     begin = time.perf_counter()
     with progress_monitor(trt, sys.stderr) as monitor:
         config.progress_monitor = monitor
@@ -103,6 +158,7 @@ def build_here(
         "seconds": seconds,
         "version": str(trt.__version__),
         "layers": logger.layers,
+        "warnings": list(logger.warnings),
     }
 
 
@@ -123,14 +179,15 @@ def _configure(trt: Any, config: Any, options: BuildOptions) -> None:
     if options.compute_capabilities:
         config.num_compute_capabilities = len(options.compute_capabilities)
         for place, text in enumerate(options.compute_capabilities):
-            config.set_compute_capability(_capability(trt, text), place)
+            config.set_compute_capability(capability(trt, text), place)
     if options.optimization_level is not None:
         config.builder_optimization_level = options.optimization_level
     if options.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
 
 
-def _capability(trt: Any, text: str) -> Any:
+def capability(trt: Any, text: str) -> Any:
+    """The package's own name of a compute capability such as 8.9. Raises BadInput with those that it has."""
     known = {
         f"{name[2:-1]}.{name[-1]}": name
         for name in dir(trt.ComputeCapability)
@@ -138,23 +195,35 @@ def _capability(trt: Any, text: str) -> Any:
     }
     if text not in known:
         raise BadInput(
-            f"compute capability {text!r} is not one that this TensorRT-RTX builds for; it has "
-            f"{', '.join(sorted(known, key=float))}"
+            f"compute capability {text!r} is not one that this TensorRT-RTX ({trt.__version__}) builds for; it has "
+            f"{', '.join(sorted(known, key=float))}. For other GPUs there is target 'tensorrt'"
         )
     return getattr(trt.ComputeCapability, known[text])
 
 
 def _profile(builder: Any, network: Any, given: Mapping[str, Any]) -> Any:
-    """The builder's own object. Raises BadInput for a network input that the profile does not name."""
+    """The builder's own object. Raises BadInput for an input that it does not name, or whose shapes it gets wrong."""
     profile = builder.create_optimization_profile()
     shapes = {name: Shapes(*(tuple(shape) for shape in three)) for name, three in given["shapes"].items()}
     for place in range(network.num_inputs):
-        name = network.get_input(place).name
+        given_input = network.get_input(place)
+        name, dims = given_input.name, tuple(given_input.shape)
         if name not in shapes:
             raise BadInput(
                 f"profile {given['name']!r} names no shape of input {name!r}; it has {', '.join(shapes)}"
             )
-        profile.set_shape(name, *shapes[name])
+        least, usual, most = shapes[name]
+        fits = all(
+            len(shape) == len(dims)
+            and all(size in (-1, given) for size, given in zip(dims, shape, strict=True))
+            for shape in shapes[name]
+        )
+        if not fits or not all(a <= b <= c for a, b, c in zip(least, usual, most, strict=True)):
+            raise BadInput(
+                f"profile {given['name']!r} gives input {name!r} the shapes {list(least)} to {list(most)}, usually "
+                f"{list(usual)}; the input is {list(dims)}, where -1 may be any size"
+            )
+        profile.set_shape(name, least, usual, most)
     return profile
 
 
@@ -165,11 +234,14 @@ def _logger(trt: Any) -> Any:
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.problems: list[str] = []
+            self.warnings: dict[str, None] = {}
             self.layers = ""
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
                 self.problems.append(message)
+            elif severity == trt.ILogger.WARNING:
+                self.warnings[message] = None
             elif message.startswith(BEGIN):
                 self.layers = message
 

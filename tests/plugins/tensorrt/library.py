@@ -1,4 +1,4 @@
-"""The plugins in C++, called as TensorRT does: by a driver compiled with the tests' own declaration of its interfaces."""
+"""The plugins in C++, called as TensorRT does, by a driver compiled with the tests' declaration of its interfaces."""
 
 from __future__ import annotations
 
