@@ -13,7 +13,7 @@ import numpy.typing as npt
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from model_repo.backends.interface import DECODER_INPUTS
+from model_repo.backends.interface import DECODER_INPUTS, IMAGES
 
 DTYPES: dict[str, Any] = {
     "STRING": np.object_,
@@ -44,7 +44,7 @@ def tensor(name: str, array: npt.NDArray[Any]) -> grpcclient.InferInput:
 
 def decoder_inputs(**values: Any) -> list[grpcclient.InferInput]:
     """Input tensors of a decoder from plain values, by name; lists for what takes several."""
-    kinds = {field.name: field.kind for field in DECODER_INPUTS}
+    kinds = {field.name: field.kind for field in (*DECODER_INPUTS, IMAGES)}
     inputs = []
     for name, value in values.items():
         items = value if isinstance(value, list) else [value]

@@ -61,6 +61,10 @@ def evaluate(
     spec = _manifest(folder, "compile").engine
     if spec is None:
         raise BadInput(f"{folder} holds no engine; run slipway compile {folder}")
+    if spec.image_encoder is not None:
+        raise BadInput(
+            f"{folder} holds a vision-language model, which is not evaluated; decoders and encoders are"
+        )
     count = spec.threads if threads is None else threads
     candidate = _engine(folder, spec, folder / ENGINE, count)
     reference = _reference(folder, against, spec, count, compare_always)

@@ -25,6 +25,7 @@ def generate(
     sampling: SamplingParams,
     threads: int | None = None,
     on_text: Callable[[str], None] | None = None,
+    images: Sequence[Path] = (),
 ) -> list[Completion]:
     """Completions in the order of the prompts; the engine in `folder` runs them as one batch in flight.
 
@@ -32,12 +33,18 @@ def generate(
     piece of new text, of whichever prompt. Raises BadInput when the engine is missing or damaged, is no decoder, or
     cannot take a prompt.
 
-    Prompts of an encoder-decoder are its encoder's input; completions begin as the checkpoint says.
+    Prompts of an encoder-decoder are its encoder's input; completions begin as the checkpoint says. `images` of a
+    vision-language model take the places that the prompts have for them, in order.
     """
     if not prompts:
         raise BadInput("no prompt given; give --prompt TEXT, --prompt-ids 5,17,9 or --audio FILE")
     engine = Engine.load(folder, threads=threads)
-    requests = [_request(engine, str(place), prompt, sampling) for place, prompt in enumerate(prompts)]
+    if engine.spec.image_encoder is not None:
+        requests = _with_images(engine, folder, prompts, sampling, images, threads)
+    elif images:
+        raise BadInput(f"engine {engine.spec.name!r} takes no images; leave --image out")
+    else:
+        requests = [_request(engine, str(place), prompt, sampling) for place, prompt in enumerate(prompts)]
     if on_text is None:
         return engine.generate(requests)
     return engine.generate(requests, lambda output: on_text(output.text))
@@ -79,6 +86,52 @@ def _request(engine: Engine, request_id: str, prompt: Prompt, sampling: Sampling
         raise BadInput(f"engine {engine.spec.name!r} takes audio; give --audio FILE")
     ids = np.array([_ids(engine, prompt)], encoder.input.dtype)
     return Request(request_id, encoder.prompt_ids, sampling, encoder_input=ids)
+
+
+def _with_images(
+    engine: Engine,
+    folder: Path,
+    prompts: Sequence[Prompt],
+    sampling: SamplingParams,
+    images: Sequence[Path],
+    threads: int | None,
+) -> list[Request]:
+    """Requests of a vision-language model; each prompt takes as many images as it has places. Raises BadInput."""
+    from model_repo.runtime.image_encoder import ImageEncoder
+    from model_repo.runtime.images import pixel_values
+
+    spec = engine.spec
+    assert spec.image_encoder is not None, "the caller saw it"
+    encoder = spec.image_encoder
+    all_ids = []
+    for prompt in prompts:
+        if isinstance(prompt, Path):
+            raise BadInput(f"engine {spec.name!r} takes no audio; give --prompt TEXT or --prompt-ids")
+        all_ids.append(_ids(engine, prompt))
+    counts = [ids.count(encoder.placeholder_id) for ids in all_ids]
+    if sum(counts) != len(images):
+        raise BadInput(
+            f"the prompts have {sum(counts)} places for images, and {len(images)} images are given; write "
+            f"{encoder.placeholder} once for each --image, where it belongs"
+        )
+    given = iter([_read(path) for path in images])
+    count = spec.threads if threads is None else threads
+    running = ImageEncoder(folder, encoder, count, spec.plugin) if images else None
+    requests = []
+    for place, (ids, wanted) in enumerate(zip(all_ids, counts, strict=True)):
+        full = encoder.expanded(ids, wanted, engine.limits.max_length)
+        rows = None
+        if running is not None and wanted:
+            rows = running.encode(pixel_values(encoder, [next(given) for _ in range(wanted)]))
+        requests.append(Request(str(place), tuple(full), sampling, prompt_embeds=rows))
+    return requests
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read ({error.strerror}); give an image file") from error
 
 
 def read_audio(path: Path, sampling_rate: int) -> npt.NDArray[np.float32]:

@@ -107,11 +107,10 @@ def plan_memory(
     from pipeline.export.experts import prepare_experts
     from pipeline.export.probe import probe
 
-    if source.kind != "decoder" or source.encoder is not None:
-        raise BadInput(
-            f"{source.name} is {'an encoder-decoder' if source.encoder else f'of kind {source.kind}'}; memory is "
-            "planned for decoders, whose caches grow"
-        )
+    kind = "a vision-language model" if source.placeholder else f"of kind {source.kind}"
+    kind = "an encoder-decoder" if source.encoder else kind
+    if source.kind != "decoder" or source.encoder or source.placeholder:
+        raise BadInput(f"{source.name} is {kind}; memory is planned for decoders, whose caches grow")
     for given, known in ((dtype, FLOAT_BYTES), (kv_dtype, KV_DTYPE_BYTES)):
         if given not in known:
             raise BadInput(f"no memory plan for {given!r}; known are {', '.join(known)}")

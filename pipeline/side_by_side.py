@@ -143,9 +143,10 @@ def feeds_of(context: BuildContext | None, model: ir.Model, inputs: Path | None)
     parity inputs of the build, or, without either, invented ones. Raises BadInput when they do not fit."""
     if inputs is None and context is not None:
         facts, known = context.facts, context.parity_inputs()
-        if facts.encoder is not None:
+        if facts.has_two_graphs:
+            kind = "an encoder-decoder" if facts.encoder else "a vision-language model"
             raise BadInput(
-                f"{facts.name} is an encoder-decoder, and the inputs of its build are for both graphs together; give "
+                f"{facts.name} is {kind}, and the inputs of its build are for both graphs together; give "
                 "--inputs FILE.npz for one of them"
             )
         return lambda: graph_feeds(facts.kind, facts.kv, known)

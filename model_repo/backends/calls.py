@@ -52,7 +52,7 @@ class Call:
     """One request to a decoder. One of `text` and `messages` is set. No `timeout_seconds`: the default."""
 
     text: str | None
-    messages: list[dict[str, str]] | None
+    messages: list[dict[str, Any]] | None
     sampling: SamplingParams
     stream: bool
     echo: bool
@@ -60,14 +60,19 @@ class Call:
 
 
 def parse(
-    arrays: Arrays, parameters: Mapping[str, Any], default_max_tokens: int, needs_text: bool = True
+    arrays: Arrays,
+    parameters: Mapping[str, Any],
+    default_max_tokens: int,
+    needs_text: bool = True,
+    takes_images: bool = False,
 ) -> Call:
     """Reads a request. `arrays` by tensor name; `parameters` are Triton's request parameters.
 
-    `needs_text` off: there may be neither text nor messages. Raises BadInput naming what cannot be used.
+    `needs_text` off: there may be neither text nor messages. `takes_images`: a message's content may be a list of
+    texts and places of images. Raises BadInput naming what cannot be used.
     """
     text = _text(arrays, "text_input")
-    messages = _messages(_text(arrays, "messages"))
+    messages = _messages(_text(arrays, "messages"), takes_images)
     if (text is None) == (messages is None) and (needs_text or text is not None):
         raise BadInput("send text_input or messages, one of them")
     if text == "":
@@ -137,10 +142,12 @@ def _cleaned(given: Mapping[str, Any], where: str) -> dict[str, Any]:
     return values
 
 
-def _messages(text: str | None) -> list[dict[str, str]] | None:
+def _messages(text: str | None, takes_images: bool) -> list[dict[str, Any]] | None:
     if text is None:
         return None
     wanted = 'messages must be a JSON list of {"role": "...", "content": "..."}'
+    if takes_images:
+        wanted += ', content may be a list of {"type": "image"} and {"type": "text", "text": "..."}'
     try:
         messages = json.loads(text)
     except json.JSONDecodeError as error:
@@ -150,9 +157,19 @@ def _messages(text: str | None) -> list[dict[str, str]] | None:
     for message in messages:
         if not isinstance(message, dict) or set(message) != {"role", "content"}:
             raise BadInput(f"{wanted}; one entry is {message!r:.100}")
-        if not all(isinstance(value, str) for value in message.values()):
+        content = message["content"]
+        parts = takes_images and isinstance(content, list) and all(map(_is_part, content))
+        if not isinstance(message["role"], str) or not (isinstance(content, str) or parts):
             raise BadInput(f"{wanted}; one entry is {message!r:.100}")
     return messages
+
+
+def _is_part(part: Any) -> bool:
+    """Whether it is a text or an image's place within a message."""
+    if part == {"type": "image"}:
+        return True
+    is_text = isinstance(part, dict) and part.keys() == {"type", "text"} and part["type"] == "text"
+    return is_text and isinstance(part["text"], str)
 
 
 def _text(arrays: Arrays, name: str) -> str | None:

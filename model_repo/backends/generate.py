@@ -21,6 +21,7 @@ from ..runtime.engine import Engine
 from ..runtime.errors import SlipwayError
 from ..runtime.logs import log_event
 from ..runtime.output import TokenLogprob
+from ..runtime.prompt_embeds import PROMPT_EMBEDS
 from ..runtime.request import Request, SamplingParams
 from . import startup
 from .interface import GENERATED, GONE
@@ -121,12 +122,14 @@ class TritonPythonModel:
         number = next(self.numbers)
         client = Client(number, f"{request.request_id()}#{number}", sender, call["echo"])
         stream = Stream(self.outbox, lambda pending: self._send(client, pending), whole=not call["stream"])
+        embeds = inputs.get(PROMPT_EMBEDS)
         loop_request = Request(
             request_id=client.request_id,
             prompt_ids=tuple(inputs["input_ids"].reshape(-1).tolist()),
             sampling=SamplingParams.from_json(call["sampling"]),
             timeout_seconds=call["timeout_seconds"],
             encoder_input=None if self.engine.spec.encoder is None else inputs["encoder_input"][None],
+            prompt_embeds=embeds if embeds is not None and embeds.size else None,
         )
         self.request_ids[number] = client.request_id
         self.in_flight.add(1)
@@ -136,7 +139,7 @@ class TritonPythonModel:
             self.outbox.abandoned()
             self._forget(number)
             raise
-        if self.capture is not None:
+        if self.capture is not None and loop_request.prompt_embeds is None:
             self.capture.write(loop_request.prompt_ids)
 
     def _send(self, client: Client, pending: Pending) -> None:

@@ -15,6 +15,10 @@ FILES = "files.json"
 """The manifest in each version folder: hashes of what emit wrote there."""
 
 
+ENCODER_FOLDER = "encoder"
+"""Folder of an image encoder's files in its model's version folder."""
+
+
 class Field(NamedTuple):
     """One tensor: Triton type, dims without the batch dimension (-1 is any size), meaning."""
 
@@ -70,6 +74,30 @@ PREPROCESSED: tuple[Field, ...] = (
 
 AUDIO = Field("audio", "FP32", (-1,), "the sound, one channel at the model's rate, between -1 and 1")
 """What apps send to models that hear; text_input may then be what the completion begins with."""
+
+
+IMAGES = Field(
+    "image",
+    "STRING",
+    (-1,),
+    "encoded images (JPEG, PNG, ...) or data URLs, in the order of their places in the prompt",
+)
+"""What apps may send to vision-language models, beside text_input or messages."""
+
+
+def pixel_values(shape: tuple[int, int, int]) -> Field:
+    """What preprocessing hands on to the image encoder: channels, height and width of each image."""
+    return Field("pixel_values", "FP32", (-1, *shape), "the images, prepared; none is [0, ...]")
+
+
+def prompt_embeds(hidden_size: int) -> Field:
+    """What the image encoder hands on to the engine loop."""
+    return Field(
+        "prompt_embeds",
+        "FP32",
+        (-1, hidden_size),
+        "a row for each placeholder in input_ids; none is [0, ...]",
+    )
 
 
 def encoder_input(data_type: Literal["INT64", "FP32"], dims: tuple[int, ...]) -> Field:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..runtime.contract import EncoderSpec
 from ..runtime.errors import BadInput
@@ -44,19 +46,23 @@ class TritonPythonModel:
             if self.encoder is not None:
                 return self._for_encoder(request, self.encoder)
             call = parse(arrays(request), parameters, self.default_max_tokens)
-            if call.messages is None:
-                input_ids = tokenized(self.tokenizer, call.text or "", self.max_length)
-            else:  # the template writes special tokens itself
-                text = self.tokenizer.render(call.messages)
-                input_ids = tokenized(self.tokenizer, text, self.max_length, add_special_tokens=False)
-            return response(
-                {
-                    "input_ids": np.asarray(input_ids, dtype=np.int32),
-                    "request": strings([self._handed_on(call, request)], (1,)),
-                }
-            )
+            return response(self.handed_on(call, self.prompt_ids(call), request))
         except BadInput as error:
             return error_response(error)
+
+    def prompt_ids(self, call: Call) -> list[int]:
+        """The tokens of a request's text or messages. Raises BadInput."""
+        if call.messages is None:
+            return tokenized(self.tokenizer, call.text or "", self.max_length)
+        text = self.tokenizer.render(call.messages)  # the template writes special tokens itself
+        return tokenized(self.tokenizer, text, self.max_length, add_special_tokens=False)
+
+    def handed_on(self, call: Call, input_ids: Sequence[int], request: Any) -> dict[str, npt.NDArray[Any]]:
+        """`interface.PREPROCESSED` by name."""
+        return {
+            "input_ids": np.asarray(input_ids, dtype=np.int32),
+            "request": strings([self._request(call, request)], (1,)),
+        }
 
     def _for_encoder(self, request: Any, encoder: EncoderSpec) -> Any:
         """The request's text or sound for the encoder, and what the completion begins with. Raises BadInput."""
@@ -76,14 +82,10 @@ class TritonPythonModel:
             if call.text is not None:
                 prompt = tokenized(self.tokenizer, call.text, self.max_length, add_special_tokens=False)
         return response(
-            {
-                "input_ids": np.array(prompt, dtype=np.int32),
-                "request": strings([self._handed_on(replace(call, echo=False), request)], (1,)),
-                "encoder_input": source,
-            }
+            {**self.handed_on(replace(call, echo=False), prompt, request), "encoder_input": source}
         )
 
-    def _handed_on(self, call: Call, request: Any) -> str:
+    def _request(self, call: Call, request: Any) -> str:
         timeout = call.timeout_seconds or self.default_timeout
         microseconds = request.timeout()
         if microseconds:

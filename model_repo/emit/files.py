@@ -15,6 +15,8 @@ from .configs import ModelConfig
 PACKAGE = "slipway_runtime"
 VERSION = "1"
 ENGINE = "engine"
+PILLOW = "pillow>=12"
+"""What models that decode images require."""
 
 
 @dataclass(frozen=True)

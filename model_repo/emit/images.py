@@ -16,11 +16,10 @@ from .configs import DynamicBatching, EnsembleStep, ModelConfig, Tensor
 from .decoder import same
 from .decoder import tensors as fields
 from .encoder import LABEL_FILE, label_lines
-from .files import ModelFiles
+from .files import PILLOW, ModelFiles
 from .settings import ServeSettings
 from .tensors import tensors
 
-PILLOW = "pillow>=12"
 MAX_BATCH_BYTES = 256 << 20
 """Of pixel_values in a batch: they go from step to step through shared memory."""
 PREPROCESS_SUFFIX, ENGINE_SUFFIX = "_preprocess", "_tensors"

@@ -15,6 +15,7 @@ from .files import ModelFiles
 from .images import images
 from .settings import ServeSettings
 from .tensors import tensors
+from .vision_language import vision_language
 
 ENGINE_MANIFEST = "engine.json"
 
@@ -57,4 +58,6 @@ def _models(name: str, engine_dir: Path, serve: ServeSettings) -> list[ModelFile
         raise BadInput(f"{engine_dir / ENGINE_MANIFEST} describes no engine; build it again")
     kinds = {"decoder": decoder, "encoder": encoder, "tensors": tensors}
     models = images if manifest.engine.images is not None else kinds[manifest.engine.kind]
+    if manifest.engine.image_encoder is not None:
+        models = vision_language
     return models(name, engine_dir, manifest, serve)

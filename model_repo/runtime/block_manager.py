@@ -2,8 +2,8 @@
 
 Pure ints. A full block is registered under (what came before it, its tokens); a later sequence that begins
 with the same tokens takes the same blocks. The key holds the tokens themselves, so a hit is exact and never a
-matter of a hash alone. Blocks that nobody holds keep their content until the room is needed, least recently
-used first.
+matter of a hash alone (where an image's rows take the place of tokens, `Sequence.content` has hashes of the rows).
+Blocks that nobody holds keep their content until the room is needed, least recently used first.
 """
 
 from __future__ import annotations

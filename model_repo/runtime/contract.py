@@ -19,6 +19,8 @@ from .cross_attention import CROSS_INPUTS as CROSS_INPUTS
 from .cross_attention import EncoderSpec as EncoderSpec
 from .errors import BadInput
 from .image_steps import ImageSteps
+from .prompt_embeds import ImageEncoderSpec as ImageEncoderSpec
+from .prompt_embeds import embed_inputs
 from .tensor_spec import AxisSpec as AxisSpec
 from .tensor_spec import TensorSpec as TensorSpec
 
@@ -95,10 +97,11 @@ def has_cross_attention(kv: Sequence[KVSpec]) -> bool:
     return any(spec.group == CROSS for spec in kv)
 
 
-def decoder_inputs(kv: Sequence[KVSpec]) -> tuple[TensorSpec, ...]:
+def decoder_inputs(kv: Sequence[KVSpec], embed_size: int | None = None) -> tuple[TensorSpec, ...]:
     """All inputs of a decoder with these layers, in graph order: step tensors, then two pools a layer.
 
     A layer of an encoder-decoder that attends twice counts as two here: one of group 0 and one of group CROSS.
+    `embed_size`: elements of a token's embedding, where prompts may hold images.
     """
     pools: list[TensorSpec] = []
     for layer, spec in enumerate(kv):
@@ -107,7 +110,9 @@ def decoder_inputs(kv: Sequence[KVSpec]) -> tuple[TensorSpec, ...]:
         pools.append(
             TensorSpec(value_cache(layer), spec.dtype, (*head, spec.value_dim), f"layer {layer}'s values")
         )
-    return (*STEP_INPUTS, *(CROSS_INPUTS if has_cross_attention(kv) else ()), *pools)
+    cross = CROSS_INPUTS if has_cross_attention(kv) else ()
+    embeds = () if embed_size is None else embed_inputs(embed_size)
+    return (*STEP_INPUTS, *cross, *embeds, *pools)
 
 
 MIN_TOKEN_BUDGET = 3
@@ -197,6 +202,7 @@ def typed(data: Mapping[str, Any]) -> dict[str, Any]:
         "features": tuple,
         "encoder_inputs": tuple,
         "encoder": lambda encoder: EncoderSpec.from_dict(encoder) if encoder else None,
+        "image_encoder": lambda encoder: ImageEncoderSpec.from_dict(encoder) if encoder else None,
         "head": Head.from_dict,
         "images": lambda steps: ImageSteps.from_dict(steps) if steps else None,
         "inputs": lambda specs: tuple(map(TensorSpec.from_dict, specs)),
@@ -213,7 +219,8 @@ class EngineSpec:
     `graph` and `plugin` are paths relative to the engine's folder. `threads` 0 means all cores. `features`
     names what the engine has beyond the plain contract (PACKED_TEXTS, CONVOLUTIONS). Decoders have `kv` and
     `limits`; encoders have `head`, `max_length` in tokens, and, where they give embeddings, `hidden_size`. Decoders
-    whose layers attend to an encoder's output have it as `encoder`.
+    whose layers attend to an encoder's output have it as `encoder`, those whose prompts may hold images
+    `image_encoder`.
 
     Engines of kind `tensors` take and give named tensors: `inputs` and `outputs`, whose dimensions are sizes,
     names of `axes`, or (outputs) other words for sizes that the values decide. `batched`: axis 0 of all of them
@@ -243,6 +250,7 @@ class EngineSpec:
     batched: bool = False
     images: ImageSteps | None = None
     encoder: EncoderSpec | None = None
+    image_encoder: ImageEncoderSpec | None = None
 
     def __post_init__(self) -> None:
         if self.encoder is None or self.limits is None:
@@ -307,3 +315,11 @@ class CrossStepTensors(StepTensors):
     past_lens_1: Int32Array
     block_table_1: Int32Array
     slot_mapping_1: Int32Array
+
+
+@dataclass(frozen=True)
+class EmbedStepTensors(StepTensors):
+    """The step inputs of a decoder whose prompts may hold images: also `prompt_embeds.embed_inputs`."""
+
+    prompt_embeds: npt.NDArray[np.float32]
+    embed_index: Int32Array

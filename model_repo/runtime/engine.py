@@ -23,13 +23,14 @@ from .logs import log_event
 from .metrics import Metrics
 from .onnxruntime_executor import OnnxRuntimeExecutor
 from .output import Completion, Output
+from .prompt_embeds import PromptEmbeds
 from .request import Request, SamplingParams
 from .request_checks import blank_input, check_request
 from .sampler import NO_TOKEN, sample
 from .scheduler import Scheduler, StepPlan
 from .sequence import Sequence as ScheduledSequence
 from .step_log import StepLog, StepRecord, StepRow
-from .step_tensors import step_tensors
+from .step_tensors import step_tensors, with_embeds
 from .tokenizer import Tokenizer
 
 DEFAULT_MAX_QUEUE = 128
@@ -136,8 +137,13 @@ class Engine:
         )
         if self.spec.encoder is not None and request.encoder_input is not None:
             sequence.num_source_positions = self.spec.encoder.num_positions(request.encoder_input.shape)
+        embeds = None
+        if self.spec.image_encoder is not None and request.prompt_embeds is not None:
+            placeholder = self.spec.image_encoder.placeholder_id
+            embeds = PromptEmbeds.of(request.prompt_ids, request.prompt_embeds, placeholder)
+            sequence.prompt_content = embeds.content(request.prompt_ids)
         seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
-        self._intake.put(LiveRequest(request, sequence, sink, seed, now, self.tokenizer))
+        self._intake.put(LiveRequest(request, sequence, sink, seed, now, self.tokenizer, embeds))
 
     def cancel(self, request_id: str) -> None:
         """Ends a request wherever it is; its sink gets finish_reason 'cancelled'. Unknown ids are ignored."""
@@ -205,7 +211,10 @@ class Engine:
 
     def warm_up(self) -> None:
         """Computes a short request, so that the first client does not wait for memory and threads."""
-        prompt = tuple(i % self.spec.vocab_size for i in range(min(32, self.limits.max_length - 2)))
+        images = self.spec.image_encoder
+        placeholder = -1 if images is None else images.placeholder_id
+        ids = (token % self.spec.vocab_size for token in range(min(32, self.limits.max_length - 2)))
+        prompt = tuple(token for token in ids if token != placeholder)
         sampling = SamplingParams(max_tokens=2, temperature=0.0, ignore_eos=True)
         encoder = self.spec.encoder
         source = None if encoder is None else blank_input(encoder)
@@ -259,6 +268,9 @@ class Engine:
         broken = self._encode(plan)
         rule = self._executor.bucket_rule
         tensors = step_tensors(plan, self._blocks.block_size, rule.min_tokens, rule.token_multiple)
+        if self.spec.image_encoder is not None:
+            size = self.spec.image_encoder.hidden_size
+            tensors = with_embeds(tensors, plan, lambda sequence: self._live[sequence].embeds, size)
         begun = self._clock()
         logits = self._executor.run(tensors)
         executor_seconds = self._clock() - begun

@@ -11,6 +11,8 @@ from .manifest import Manifest
 from .tokenizer import Tokenizer
 
 ENGINE_MANIFEST = "engine.json"
+ENCODER_FILES, ENCODER_ONLY = "encoder_files", "encoder_only"
+"""Keys of the manifest's details: which of an engine's files an encoder needs, and which of them nothing else does."""
 TOKENIZER = "tokenizer.json"
 EXAMPLE = "examples.npz"
 """Inputs that an engine of named tensors was tried on: '<run>.<place of the input>' -> array."""
@@ -34,6 +36,8 @@ class EngineFiles(NamedTuple):
         if manifest.engine is None:
             raise BadInput(f"{folder / ENGINE_MANIFEST} describes no engine; build it again")
         if verify:
-            manifest.verify_outputs(folder)
+            # A repository serves an image encoder from a folder of its own.
+            elsewhere = manifest.details.get(ENCODER_ONLY, ()) if manifest.engine.image_encoder else ()
+            manifest.verify_outputs(folder, may_lack=elsewhere)
         tokenizer = folder / TOKENIZER
         return cls(manifest.engine, Tokenizer.load(tokenizer) if tokenizer.is_file() else None)

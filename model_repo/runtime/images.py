@@ -18,6 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .errors import BadInput
 from .image_steps import Preprocessing, Resize
+from .prompt_embeds import ImageEncoderSpec
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """What is decoded. Pillow knows many more formats, some of which start other programs."""
@@ -133,6 +134,23 @@ def batch(images: Sequence[Prepared]) -> Batch:
         values[row, :, : each.values.shape[1], : each.values.shape[2]] = each.values
     sizes, originals = ([getattr(each, name) for each in images] for name in ("size", "original_size"))
     return Batch(values, np.array(sizes, np.int32), np.array(originals, np.int32))
+
+
+def pixel_values(encoder: ImageEncoderSpec, images: Sequence[bytes]) -> npt.NDArray[np.float32]:
+    """What a vision-language model's image encoder takes: float32 [images, channels, height, width] of encoded images.
+
+    Raises BadInput that names, by its place among several, the image that cannot be used.
+    """
+    preprocessor = Preprocessor(encoder.preprocessing)
+    values = np.zeros((len(images), *encoder.pixel_shape), np.float32)
+    for place, image in enumerate(images):
+        try:
+            values[place] = preprocessor(image).values
+        except BadInput as error:
+            if len(images) == 1:
+                raise
+            raise BadInput(f"image {place + 1} of {len(images)}: {error}") from error
+    return values
 
 
 def resized(size: tuple[int, int], resize: Resize) -> tuple[int, int]:

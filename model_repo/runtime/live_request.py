@@ -8,6 +8,7 @@ import numpy as np
 
 from .detokenizer import Detokenizer
 from .output import FinishReason, Output, TokenLogprob
+from .prompt_embeds import PromptEmbeds
 from .request import Request
 from .sampler import Row, Sampled
 from .sequence import Sequence
@@ -31,11 +32,13 @@ class LiveRequest:
         seed: int,
         submitted_at: float,
         tokenizer: Tokenizer | None,
+        embeds: PromptEmbeds | None = None,
     ) -> None:
         self.request = request
         self.sequence = sequence
         self.sink = sink
         self.submitted_at = submitted_at
+        self.embeds = embeds
         self.seconds_to_first_token: float | None = None
         self._seed = seed
         self._detokenizer: Detokenizer | None = None

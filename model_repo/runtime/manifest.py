@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,10 +84,15 @@ class Manifest:
         except (KeyError, TypeError) as error:
             raise BadInput(f"{path} does not fit the manifest schema ({error}); build it again") from error
 
-    def verify_outputs(self, folder: Path) -> None:
-        """Hashes every output below `folder`. Raises BadInput naming the first missing or changed one."""
+    def verify_outputs(self, folder: Path, may_lack: Collection[str] = ()) -> None:
+        """Hashes every output below `folder`. Raises BadInput naming the first missing or changed one.
+
+        Those whose paths are in `may_lack` need not be there.
+        """
         for record in self.outputs:
             path = folder / record.path
+            if record.path in may_lack and not path.exists():
+                continue
             if not path.is_file():
                 raise BadInput(f"{path} is missing; its manifest lists it. Build it again")
             if path.stat().st_size != record.bytes or sha256_of(path) != record.sha256:

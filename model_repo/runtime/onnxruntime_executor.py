@@ -12,11 +12,21 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from .contract import CROSS, LOGITS, CrossStepTensors, EngineSpec, StepTensors, key_cache, value_cache
+from .contract import (
+    CROSS,
+    LOGITS,
+    CrossStepTensors,
+    EmbedStepTensors,
+    EngineSpec,
+    StepTensors,
+    key_cache,
+    value_cache,
+)
 from .cross_attention import cross_key, cross_value
 from .errors import BadInput
 from .executor import BucketRule
 from .huge_pages import collapse
+from .prompt_embeds import EMBED_INDEX, PROMPT_EMBEDS
 
 MAX_BINDINGS = 64
 """Shapes whose buffers are kept. Decode steps of a steady load come back to the same few."""
@@ -36,7 +46,7 @@ class _Binding:
     """Buffers of one shape: the arrays that the bound OrtValues look at."""
 
     io: Any
-    inputs: dict[str, npt.NDArray[np.int32]]
+    inputs: dict[str, npt.NDArray[Any]]
     logits: npt.NDArray[np.float32]
     keep: list[Any]  # OrtValues, which must live as long as the binding
 
@@ -75,8 +85,10 @@ class OnnxRuntimeExecutor:
         self._session = session(folder / spec.graph, plugin, threads)
         self._encoder = session(folder / spec.encoder.graph, plugin, threads) if spec.encoder else None
         self._spec = spec
-        # One buffer for all shapes: logits are used up before the next step.
+        # One buffer for all shapes: logits are used up before the next step, and so are images' rows.
         self._logits = np.empty((spec.decoder_limits.max_batch, spec.vocab_size), np.float32)
+        embed_size = spec.image_encoder.hidden_size if spec.image_encoder else 0
+        self._embeds = np.empty((spec.decoder_limits.token_budget, embed_size), np.float32)
         self._bindings: OrderedDict[tuple[int, ...], _Binding] = OrderedDict()
         self._pools: dict[str, Any] = {}
         self._pool_arrays: dict[str, npt.NDArray[Any]] = {}
@@ -109,6 +121,7 @@ class OnnxRuntimeExecutor:
             step.block_table.shape[1],
             selected,
             step.block_table_1.shape[1] if isinstance(step, CrossStepTensors) else 0,
+            len(step.prompt_embeds) if isinstance(step, EmbedStepTensors) else 0,
         )
         binding = self._bindings.get(shape)
         if binding is None:
@@ -137,7 +150,7 @@ class OnnxRuntimeExecutor:
                 _write_rows(self._pool_arrays[pool], block_ids, found[rows][0])
 
     def _bind(self, shape: tuple[int, ...]) -> _Binding:
-        tokens, batch, max_blocks, selected, max_cross_blocks = shape
+        tokens, batch, max_blocks, selected, max_cross_blocks, embed_rows = shape
         shapes: dict[str, tuple[int, ...]] = {
             "input_ids": (tokens,),
             "position_ids": (tokens,),
@@ -150,11 +163,14 @@ class OnnxRuntimeExecutor:
             "past_lens_1": (tokens,),
             "block_table_1": (tokens, max_cross_blocks),
             "slot_mapping_1": (tokens,),
+            EMBED_INDEX: (tokens,),
         }
         io = self._session.io_binding()
-        inputs = {
+        inputs: dict[str, npt.NDArray[Any]] = {
             name: np.zeros(size, np.int32) for name, size in shapes.items() if name in self._graph_inputs
         }
+        if PROMPT_EMBEDS in self._graph_inputs:
+            inputs[PROMPT_EMBEDS] = self._embeds[:embed_rows]
         logits = self._logits[:selected]
         keep = []
         for name, array in inputs.items():

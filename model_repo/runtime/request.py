@@ -89,6 +89,8 @@ class Request:
     """One prompt, as token ids. `timeout_seconds` counts from submission; None waits as long as it takes.
 
     `encoder_input`: what the encoder of an encoder-decoder takes (`EncoderSpec.input`); the prompt is its decoder's.
+    `prompt_embeds` float32 [rows, hidden]: what an image encoder gave for all images of the prompt, a row for each
+    placeholder in it (`ImageEncoderSpec`).
     """
 
     request_id: str
@@ -96,6 +98,7 @@ class Request:
     sampling: SamplingParams
     timeout_seconds: float | None = None
     encoder_input: npt.NDArray[Any] | None = field(default=None, compare=False)
+    prompt_embeds: npt.NDArray[Any] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:

@@ -15,7 +15,7 @@ from .request import Request
 
 def check_request(request: Request, spec: EngineSpec, limits: Limits, has_tokenizer: bool) -> None:
     """Raises BadInput when the prompt does not fit or names tokens that the model does not have, when stop strings
-    cannot be found, and when the encoder's input is missing, not wanted, or none that the encoder takes."""
+    cannot be found, and when the encoder's input or the images' rows are missing, not wanted, or do not fit."""
     length = len(request.prompt_ids)
     if length >= limits.max_length:
         raise BadInput(
@@ -28,6 +28,10 @@ def check_request(request: Request, spec: EngineSpec, limits: Limits, has_tokeni
     if request.sampling.stop and not has_tokenizer:
         raise BadInput("stop strings need a tokenizer, and this engine has none; use stop_token_ids")
     _check_encoder_input(request.encoder_input, spec)
+    if spec.image_encoder is not None:
+        spec.image_encoder.check(request.prompt_ids, request.prompt_embeds)
+    elif request.prompt_embeds is not None:
+        raise BadInput(f"engine {spec.name!r} takes no images; a request to it has no prompt_embeds")
 
 
 def blank_input(encoder: EncoderSpec) -> npt.NDArray[Any]:

@@ -189,7 +189,9 @@ class Scheduler:
             if source_blocks > self.cross_blocks.num_free or (encodes and encoded):
                 return encoded
             # The last token is always computed, for its logits, and not alone (see _chunk).
-            shared = self.blocks.match(sequence.token_ids, sequence.num_tokens - MIN_CHUNK)
+            shared = self.blocks.match(
+                sequence.content(0, sequence.num_tokens), sequence.num_tokens - MIN_CHUNK
+            )
             needed = self.blocks.blocks_for(sequence.num_tokens) - len(shared)
             self.blocks.share(shared)
             sequence.num_computed_tokens = len(shared) * self.blocks.block_size
@@ -260,6 +262,6 @@ class Scheduler:
         size = self.blocks.block_size
         for index in range(sequence.num_registered_blocks, sequence.num_computed_tokens // size):
             before = sequence.block_ids[index - 1] if index else None
-            tokens = sequence.token_ids[index * size : (index + 1) * size]
-            self.blocks.register(sequence.block_ids[index], before, tokens)
+            content = sequence.content(index * size, (index + 1) * size)
+            self.blocks.register(sequence.block_ids[index], before, content)
             sequence.num_registered_blocks = index + 1

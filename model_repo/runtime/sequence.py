@@ -14,6 +14,8 @@ class Sequence:
     `source_block_ids` hold the `num_source_positions` encoder positions that cross-attention sees (0: none), from
     when the encoder runs until the sequence ends, preempted or not.
 
+    `prompt_content`: what blocks of the prompt are known by where that is not its tokens alone (images).
+
     `token_ids` grows by one token a step once all of it is computed. `block_ids[i]` holds positions
     i * block_size to (i + 1) * block_size - 1. `num_registered_blocks` of them are known to prefix sharing.
     """
@@ -31,6 +33,7 @@ class Sequence:
     finish_reason: FinishReason | None = None
     num_source_positions: int = 0
     source_block_ids: list[int] = field(default_factory=list)
+    prompt_content: list[int] | None = None
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)
@@ -49,6 +52,13 @@ class Sequence:
     def num_completion_tokens(self) -> int:
         """Tokens generated so far."""
         return len(self.token_ids) - self.num_prompt_tokens
+
+    def content(self, start: int, stop: int) -> list[int]:
+        """What the cache holds at positions start to stop - 1, as ints: equal where keys and values are."""
+        known = self.prompt_content
+        if known is None:
+            return self.token_ids[start:stop]
+        return [*known[start:stop], *self.token_ids[max(start, len(known)) : stop]]
 
     def append(self, token_id: int) -> FinishReason | None:
         """Takes a generated token; gives, and sets, `finish_reason` when it is the last."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-from .contract import CrossStepTensors, Int32Array, StepTensors
+from .contract import CrossStepTensors, EmbedStepTensors, Int32Array, StepTensors
+from .prompt_embeds import PromptEmbeds
 from .scheduler import PlannedSequence, StepPlan
+from .sequence import Sequence
 
 BLOCK_TABLE_MULTIPLE = 8
 """The block table's width is rounded up to this, so that steps of like lengths share their shapes."""
@@ -57,6 +61,32 @@ def step_tensors(
     if entries[0].sequence.num_source_positions:
         return _with_sources(step, entries, counts)
     return step
+
+
+def with_embeds(
+    step: StepTensors, plan: StepPlan, embeds: Callable[[Sequence], PromptEmbeds | None], hidden_size: int
+) -> EmbedStepTensors:
+    """`step` with `prompt_embeds.embed_inputs`: of each prompt those rows whose tokens are computed now.
+
+    A row lies where its token does. Steps without any have a single row of zeros, so that there are two shapes only.
+    """
+    tokens = len(step.input_ids)
+    rows = np.zeros((1, hidden_size), np.float32)
+    index = np.full(tokens, -1, np.int32)
+    for start, (sequence, count, _) in zip(step.cu_seqlens.tolist(), plan.entries, strict=False):
+        given = embeds(sequence)
+        if given is None:
+            continue
+        done = sequence.num_computed_tokens
+        wanted = given.row_of[done : done + count]
+        places = np.flatnonzero(wanted >= 0)
+        if not places.size:
+            continue
+        if len(rows) < tokens:
+            rows = np.zeros((tokens, hidden_size), np.float32)
+        rows[start + places] = given.rows[wanted[places]]
+        index[start + places] = start + places
+    return EmbedStepTensors(**vars(step), prompt_embeds=rows, embed_index=index)
 
 
 def _table_width(blocks: int) -> int:

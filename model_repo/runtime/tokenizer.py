@@ -77,7 +77,7 @@ class Tokenizer:
         """Text of token ids; special tokens are left out."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """A chat as prompt text, ready for the assistant's turn.
 
         Raises BadInput when the model has no chat template or the template refuses the messages.

@@ -21,6 +21,13 @@ import click
     type=click.Path(path_type=Path),
     help="a .wav or .npy file to transcribe; may be repeated",
 )
+@click.option(
+    "--image",
+    "images",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="an image, for models that see; may be repeated, once for each place in the prompts",
+)
 @click.option("--max-tokens", type=int, default=32, show_default=True, help="tokens to generate at most")
 @click.option(
     "--temperature", type=float, default=0.0, show_default=True, help="0: always the likeliest token"
@@ -44,6 +51,7 @@ def command(
     texts: tuple[str, ...],
     id_lists: tuple[str, ...],
     audio_files: tuple[Path, ...],
+    images: tuple[Path, ...],
     threads: int | None,
     as_json: bool,
     **sampling: Any,
@@ -52,7 +60,8 @@ def command(
 
     The text of a single prompt is written as it comes.
     Results come in the order of the prompts: texts first, then token ids, then audio. Exit code 1 when one ended in
-    an error. Of an encoder-decoder, prompts are what its encoder reads.
+    an error. Of an encoder-decoder, prompts are what its encoder reads. Images take the places that the prompts have
+    for them (<image>), in order.
     """
     import json
     import sys
@@ -74,7 +83,7 @@ def command(
         pieces.append(text)
 
     completions = generate(
-        folder, prompts, SamplingParams(**sampling), threads, on_text=stream if streams else None
+        folder, prompts, SamplingParams(**sampling), threads, stream if streams else None, images
     )
     for prompt, completion in zip(prompts, completions, strict=True):
         if as_json:

@@ -1,7 +1,8 @@
 """Export: from a torch module to an ONNX graph that keeps to the contract.
 
 `export` is the stage. Decoders become one packed graph (`decoder.py`), sentence encoders one padded graph
-(`encoder.py`), encoder-decoders two (`encoder_decoder.py`); nothing here knows a model family by name.
+(`encoder.py`), encoder-decoders and vision-language models two (`encoder_decoder.py`, `vision_language.py`); nothing
+here knows a model family by name.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ if TYPE_CHECKING:
 __all__ = ["export"]
 
 
-def export(source: Source, recipe: ExportRecipe) -> ExportedGraph:
-    """Loads the source's model and exports it.
+def export(
+    source: Source, recipe: ExportRecipe, pixel_shape: tuple[int, int, int] | None = None
+) -> ExportedGraph:
+    """Loads the source's model and exports it. `pixel_shape`: channels, height and width of the images that a
+    vision-language model takes.
 
     Raises BadInput when `recipe.max_length` is beyond the model's limit, when the checkpoint cannot be
     loaded, and (UnsupportedModel) when the graph cannot express the model.
@@ -31,6 +35,10 @@ def export(source: Source, recipe: ExportRecipe) -> ExportedGraph:
 
         encoder = source.encoder
         return export_encoder_decoder(model, max_length, recipe.opset, encoder.input, encoder.max_positions)
+    if pixel_shape is not None:
+        from .vision_language import export_vision_language
+
+        return export_vision_language(model, max_length, recipe.opset, pixel_shape)
     if source.kind == "decoder":
         from .decoder import export_decoder
 

@@ -69,6 +69,20 @@ def example_step(layers: Sequence[LayerSpec]) -> ExampleStep:
     return ExampleStep(arguments, _dynamic_shapes(groups))
 
 
+_EMBED_ROWS = 9
+_EMBED_INDEX = (-1, 4, -1, 0, 8, -1, -1, 3, -1, -1, 2, -1)
+
+
+def with_embeds(step: ExampleStep, hidden_size: int) -> ExampleStep:
+    """The step of `PackedEmbedDecoder`: some of its tokens get rows of images."""
+    rows = Dim("rows", min=1, max=1 << 20)
+    tokens = step.dynamic_shapes[0][0]
+    *arguments, pools = step.arguments
+    *shapes, pool_shapes = step.dynamic_shapes
+    embeds = (torch.zeros(_EMBED_ROWS, hidden_size), _int32(_EMBED_INDEX))
+    return ExampleStep((*arguments, *embeds, pools), (*shapes, {0: rows}, {0: tokens}, pool_shapes))
+
+
 def _cross_step(tokens: int) -> tuple[Tensor, ...]:
     """`contract.CROSS_INPUTS`: one encoder output of a block and a bit, which every token attends to."""
     return (

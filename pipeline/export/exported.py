@@ -16,7 +16,7 @@ class ExportedGraph:
     `features` names what the graph has beyond the plain contract. `max_length`: the longest sequence, in
     tokens, that the graph was made for. `encoder_inputs`: input names of an encoder's graph, in order.
     `encoder`: the graph that an encoder-decoder has beside its decoder's, and `encoder_positions`, the longest output
-    of it.
+    of it. Of a vision-language model they are the graph of its image encoder, and the rows that an image becomes.
     """
 
     model: ir.Model

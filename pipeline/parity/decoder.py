@@ -18,8 +18,10 @@ from model_repo.runtime.contract import (
     key_cache,
     value_cache,
 )
+from model_repo.runtime.prompt_embeds import PromptEmbeds
 
 from .cross import Source, SourceBlocks
+from .embeds import embed_arrays
 
 BLOCK_SIZE = 8
 """Tokens: small, so that prompts span several blocks."""
@@ -44,10 +46,12 @@ def run_decoder(
     kv: Sequence[KVSpec],
     prompts: Sequence[Sequence[int]],
     sources: Sequence[Source] = (),
+    embeds: Sequence[PromptEmbeds] = (),
 ) -> list[npt.NDArray[np.float32]]:
     """Logits of every token of every prompt: one float32 [len(prompt), vocab] each.
 
-    `sources`: what the encoder gave, for a decoder with cross-attention; prompts attend to them in turn.
+    `sources`: what the encoder gave, for a decoder with cross-attention; prompts attend to them in turn. `embeds`: the
+    images of each prompt, for a decoder whose prompts may hold any.
 
     The graph writes to its pools in place. All prompts are in flight from the first step on; as their lengths
     differ, later steps mix prefill chunks with single tokens.
@@ -64,7 +68,8 @@ def run_decoder(
         if blocks is not None:
             step = blocks.with_sources(step, [part.sequence for part in parts])
         binding = session.io_binding()
-        for name, array in asdict(step).items():
+        images = embed_arrays(embeds, parts, step) if embeds else {}
+        for name, array in {**asdict(step), **images}.items():
             binding.bind_cpu_input(name, array)
         for name, pool in pools.items():
             binding.bind_ortvalue_input(name, pool)

@@ -9,30 +9,38 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from model_repo.runtime.prompt_embeds import PIXELS
 from pipeline.export.sentence import dense_modules
 
 from .cross import encoder_arrays
+from .embeds import pixel_arrays
 from .encoder import rows_of, token_types
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from model_repo.runtime.contract import ImageEncoderSpec
     from pipeline.sources import Source
     from pipeline.sources.base import Pooling
 
 
-def run_module(source: Source, inputs: Sequence[Sequence[int]]) -> list[npt.NDArray[np.float32]]:
+def run_module(
+    source: Source, inputs: Sequence[Sequence[int]], images: ImageEncoderSpec | None = None
+) -> list[npt.NDArray[np.float32]]:
     """What `run_decoder` or `run_encoder` should give for these token ids, in float32.
 
     Loads the module and lets go of it: an export prepares its module in place, so that one is no reference.
     """
-    return run_loaded(source.load(), source, inputs)
+    return run_loaded(source.load(), source, inputs, images)
 
 
 def run_loaded(
-    model: PreTrainedModel, source: Source, inputs: Sequence[Sequence[int]]
+    model: PreTrainedModel,
+    source: Source,
+    inputs: Sequence[Sequence[int]],
+    images: ImageEncoderSpec | None = None,
 ) -> list[npt.NDArray[np.float32]]:
-    """`run_module` on a module that is loaded already."""
+    """`run_module` on a module that is loaded already. `images`: what the prompts hold beside text."""
     with torch.inference_mode():
         if source.encoder is not None:
             arrays = encoder_arrays(source.encoder, source.vocab_size)
@@ -41,6 +49,8 @@ def run_loaded(
                 _attending_logits(model, ids, name, arrays[place % len(arrays)])
                 for place, ids in enumerate(inputs)
             ]
+        if images is not None:
+            return [_seeing_logits(model, ids, place, images) for place, ids in enumerate(inputs)]
         if source.kind == "decoder":
             return [_logits(model, ids) for ids in inputs]
         if source.head.kind == "embedding":
@@ -51,6 +61,16 @@ def run_loaded(
 def _logits(model: PreTrainedModel, ids: Sequence[int]) -> npt.NDArray[np.float32]:
     """float32 [len(ids), vocab]."""
     logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits
+    return np.asarray(logits[0].float().numpy(), np.float32)
+
+
+def _seeing_logits(
+    model: PreTrainedModel, ids: Sequence[int], place: int, images: ImageEncoderSpec
+) -> npt.NDArray[np.float32]:
+    """float32 [len(ids), vocab] of prompt number `place`, whose placeholders stand for the images of `pixel_arrays`."""
+    arrays = pixel_arrays(ids, place, images)
+    seen = {PIXELS: torch.from_numpy(np.concatenate(arrays))} if arrays else {}
+    logits = model(input_ids=torch.tensor([ids]), use_cache=False, **seen).logits
     return np.asarray(logits[0].float().numpy(), np.float32)
 
 

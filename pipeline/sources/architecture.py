@@ -12,6 +12,7 @@ from model_repo.runtime.errors import BadInput
 from .base import Kind
 from .heads import HEAD_SUFFIXES
 from .images import image_task
+from .vision_language import VISION_LANGUAGE, is_vision_language
 
 DECODER_SUFFIXES = ("ForCausalLM", "LMHeadModel")
 """Class names of causal language models. Whether a class can be packed is found out by export's probe."""
@@ -25,7 +26,8 @@ on padding or company is found out by export's probe."""
 
 CARRIED = (
     "decoders of the Llama kind (a ...ForCausalLM class that uses transformers' attention interface), "
-    "encoder-decoders of the Whisper and BART kind (...ForConditionalGeneration, ...MTModel) and "
+    "encoder-decoders of the Whisper and BART kind (...ForConditionalGeneration, ...MTModel), "
+    f"vision-language models ({', '.join(VISION_LANGUAGE)}) and "
     "encoders of the BERT kind: bodies (...Model, ...EncoderModel, ...ForMaskedLM) as sentence encoders, and "
     f"heads ({', '.join(f'...{suffix}' for suffix in HEAD_SUFFIXES)}), and models of images: classifiers "
     "(...ForImageClassification), detectors (...ForObjectDetection), towers that embed them (...VisionModel and others)"
@@ -44,6 +46,8 @@ def model_kind(config: dict[str, Any], config_file: Path) -> Kind:
     if pools_sentences(config_file.parent):
         return "encoder"  # of a causal model too
     if architecture.endswith(DECODER_SUFFIXES) or has_encoder(config):
+        return "decoder"
+    if is_vision_language(config, config_file):
         return "decoder"
     if image_task(config, architecture) is not None:
         return "tensors"
@@ -77,6 +81,8 @@ def auto_class(kind: Kind, head: Head, config: dict[str, Any]) -> Any:
     if kind == "decoder" and has_encoder(config):
         hears = "num_mel_bins" in config
         return transformers.AutoModelForSpeechSeq2Seq if hears else transformers.AutoModelForSeq2SeqLM
+    if kind == "decoder" and config["architectures"][0] in VISION_LANGUAGE:
+        return transformers.AutoModelForImageTextToText
     if kind == "decoder":
         return transformers.AutoModelForCausalLM
     if head.kind == "sequence_classification":

@@ -5,12 +5,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from model_repo.runtime.contract import EncoderSpec, Head
 
 Kind = Literal["decoder", "encoder", "tensors"]
 Pooling = Literal["mean", "cls", "max", "lasttoken", "mean_sqrt_len", "weightedmean"]
+
+
+class Placeholder(NamedTuple):
+    """What stands for an image in a prompt."""
+
+    text: str
+    token_id: int
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,8 @@ class Source(ABC):
     """Encoders: what they give."""
     encoder: EncoderSpec | None = field(default=None, kw_only=True)
     """Decoders that attend to an encoder's output: that encoder. What its longest output is, the export says."""
+    placeholder: Placeholder | None = field(default=None, kw_only=True)
+    """Decoders whose prompts may hold images: what stands for one."""
     reference: str = field(default="", kw_only=True)
     """The MODEL that opens this very source again, where that is not what the user gave: a revision that moves."""
 

@@ -21,6 +21,7 @@ from .images import ImageSource, image_input, image_task
 from .loading import load_pretrained
 from .names import model_name
 from .sentence import sentence_modules
+from .vision_language import is_vision_language, placeholder_of
 from .vocabulary import check_vocabulary
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ def open_folder(folder: Path, recipe: SourceRecipe, name: str | None = None) -> 
             "transformers' PreTrainedTokenizerFast.save_pretrained"
         )
     attends = kind == "decoder" and has_encoder(config)
+    sees = kind == "decoder" and not attends and is_vision_language(config, config_file)
     text_config = _text_config(config)
     vocab_size = _positive(text_config, "vocab_size", config_file)
     if tokenizer_file.is_file():
@@ -140,6 +142,7 @@ def open_folder(folder: Path, recipe: SourceRecipe, name: str | None = None) -> 
         trust_remote_code=recipe.trust_remote_code,
         weight_files=weights,
         encoder=encoder_of(folder, config) if attends else None,
+        placeholder=placeholder_of(folder, config) if sees else None,
     )
 
 

@@ -10,6 +10,7 @@ import onnxruntime as ort
 from pipeline.parity.compare import compare
 from pipeline.parity.cross import encoder_beside, run_encoder_graph
 from pipeline.parity.decoder import run_decoder
+from pipeline.parity.embeds import embeds_of
 from pipeline.parity.encoder import run_encoder
 from pipeline.parity.sessions import engine_session, graph_session
 from pipeline.parity.tensors import compare_tensors, run_tensors
@@ -59,7 +60,7 @@ def run_graph(context: BuildContext, graph: Path, facts: ModelFacts, inputs: lis
 def run(session: ort.InferenceSession, facts: ModelFacts, inputs: list[Any], graph: Path) -> Outputs:
     """Logits of every token (decoder), embeddings or logits (encoder), or the outputs of all runs (tensors).
 
-    `session` runs `graph`, beside which the encoder lies that a decoder attends to.
+    `session` runs `graph`, beside which the encoder lies that a decoder attends to, or that gives the rows of images.
     """
     if facts.kind == "tensors":
         return run_tensors(session, inputs)
@@ -67,6 +68,10 @@ def run(session: ort.InferenceSession, facts: ModelFacts, inputs: list[Any], gra
         encoder = engine_session(encoder_beside(graph))
         sources = run_encoder_graph(encoder, facts.encoder, facts.vocab_size)
         return run_decoder(session, facts.kv, inputs, sources)
+    if facts.image_encoder is not None:
+        seeing = engine_session(encoder_beside(graph))
+        embeds = embeds_of(seeing, inputs, facts.image_encoder)
+        return run_decoder(session, facts.kv, inputs, embeds=embeds)
     if facts.kind == "decoder":
         return run_decoder(session, facts.kv, inputs)
     return run_encoder(session, inputs)

@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from model_repo.runtime.contract import CONVOLUTIONS, CROSS, PACKED_TEXTS, EngineSpec, Limits
-from model_repo.runtime.engine_files import EXAMPLE
+from model_repo.runtime.engine_files import ENCODER_FILES, ENCODER_ONLY, EXAMPLE
+from pipeline.sources.encoder_decoder import ENCODER_GRAPH
 from pipeline.stages import Product, Stage
-from pipeline.workspace import ENGINE, lowered
+from pipeline.workspace import ENGINE, WEIGHTS, lowered
 
 from .context import (
     CHAT_TEMPLATE,
@@ -28,6 +29,7 @@ CODE = (
     "plugins/cpu",
     "model_repo/runtime/contract.py",
     "model_repo/runtime/cross_attention.py",
+    "model_repo/runtime/prompt_embeds.py",
     *PARITY_CODE,
 )
 PACKAGES = ("onnx", "onnx-ir", "onnxruntime")
@@ -86,12 +88,17 @@ def _run(context: BuildContext) -> Product:
         shutil.copyfile(library, files[library.name])
         spec = replace(spec, plugin=library.name)
     weights = weights_in(workspace, graph)
-    if facts.encoder is not None:
-        files[facts.encoder.graph] = encoder_beside(graph)
+    details: dict[str, list[str]] = {}
+    if facts.has_two_graphs:
+        files[ENCODER_GRAPH] = encoder_beside(graph)
         get_target(recipe.target.name).compile(encoder_beside(before), encoder_beside(graph), recipe.target)
-        weights = sorted({*weights, *weights_in(workspace, encoder_beside(graph))})
+        own = weights_in(workspace, encoder_beside(graph))
+        alone = [path for path in own if path not in weights]
+        for key, paths in ((ENCODER_FILES, own), (ENCODER_ONLY, alone)):
+            details[key] = [ENCODER_GRAPH, *(f"{WEIGHTS}/{path.name}" for path in paths)]
+        weights = sorted({*weights, *own})
     parity = compared(context, "compile", graph, "lower", before, engine=True)
-    return Product(files, shared=weights, parity=parity, engine=spec)
+    return Product(files, shared=weights, parity=parity, engine=spec, details=details)
 
 
 def engine_spec(context: BuildContext, facts: ModelFacts) -> EngineSpec:
@@ -131,6 +138,7 @@ def engine_spec(context: BuildContext, facts: ModelFacts) -> EngineSpec:
         batched=facts.batched,
         images=facts.images,
         encoder=facts.encoder,
+        image_encoder=facts.image_encoder,
     )
 
 

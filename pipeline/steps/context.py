@@ -8,7 +8,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from model_repo.runtime.contract import AxisSpec, EncoderSpec, Head, KVSpec, TensorSpec, typed
+from model_repo.runtime.contract import (
+    AxisSpec,
+    EncoderSpec,
+    Head,
+    ImageEncoderSpec,
+    KVSpec,
+    TensorSpec,
+    typed,
+)
 from model_repo.runtime.errors import BadInput
 from model_repo.runtime.image_steps import ImageSteps
 from model_repo.runtime.manifest import Manifest
@@ -63,6 +71,12 @@ class ModelFacts:
     batched: bool = False
     encoder: EncoderSpec | None = None
     images: ImageSteps | None = None
+    image_encoder: ImageEncoderSpec | None = None
+
+    @property
+    def has_two_graphs(self) -> bool:
+        """Whether the graph of an encoder lies beside the decoder's."""
+        return self.encoder is not None or self.image_encoder is not None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` reads them back."""
@@ -151,7 +165,9 @@ class BuildContext:
             (examples,) = (path for path in self.artifact_files("export") if path.name == EXAMPLES)
             return load_runs(examples, facts.inputs)
         tokenizers = [path for path in self.artifact_files("export") if path.name == TOKENIZER]
-        return parity_inputs(tokenizers[0] if tokenizers else None, facts.vocab_size, facts.max_length)
+        return parity_inputs(
+            tokenizers[0] if tokenizers else None, facts.vocab_size, facts.max_length, facts.image_encoder
+        )
 
     @functools.cached_property
     def weight_bytes(self) -> int:
@@ -165,12 +181,19 @@ class BuildContext:
         return int(share * self.weight_bytes) + FIXED_BYTES
 
 
-def parity_inputs(tokenizer: Path | None, vocab_size: int, max_length: int) -> list[list[int]]:
-    """Token ids for parity checks, no prompt longer than `max_length`."""
+def parity_inputs(
+    tokenizer: Path | None, vocab_size: int, max_length: int, images: ImageEncoderSpec | None = None
+) -> list[list[int]]:
+    """Token ids for parity checks, no prompt longer than `max_length`; with placeholders of `images` in some."""
     from calibration.data import LENGTHS, parity_prompts
 
     prompts = parity_prompts(tokenizer, vocab_size, [min(length, max_length) for length in LENGTHS])
-    return [prompt[:max_length] for prompt in prompts]
+    prompts = [prompt[:max_length] for prompt in prompts]
+    if images is None:
+        return prompts
+    from pipeline.parity.embeds import with_images
+
+    return with_images(prompts, images, max_length)
 
 
 def weights_in(workspace: Workspace, graph: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""The encoder's graph of an encoder-decoder, which takes the same stages as its decoder's, beside it."""
+"""The graph of an encoder, which takes the same stages as its decoder's, beside it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from model_repo.runtime.contract import EncoderSpec
+from model_repo.runtime.contract import EncoderSpec, ImageEncoderSpec
 from model_repo.runtime.errors import BadInput
 from pipeline.parity.cross import encoder_beside
+from pipeline.sources.base import Placeholder
 
 from .context import BuildContext
 
@@ -29,7 +30,7 @@ def rewritten(
     """The encoder's graph beside `before`, rewritten and staged beside `after`; nothing where there is no encoder."""
     from pipeline.graph import load_graph, save_graph
 
-    if context.facts.encoder is None:
+    if not context.facts.has_two_graphs:
         return EncoderFiles({}, ())
     model = load_graph(encoder_beside(context.workspace.path(before)))
     rewrite(model)
@@ -37,11 +38,14 @@ def rewritten(
     return EncoderFiles({encoder_beside(Path(after)).name: saved.graph}, saved.weights)
 
 
-def refuse_quantization(context: BuildContext, encoder: EncoderSpec | None) -> None:
-    """Raises BadInput: a recipe that quantizes a decoder with an encoder."""
+def refuse_quantization(
+    context: BuildContext, encoder: EncoderSpec | ImageEncoderSpec | Placeholder | None
+) -> None:
+    """Raises BadInput: a recipe that quantizes a decoder with an encoder, of whichever kind."""
     quantize = context.recipe.quantize
+    kind = "an encoder-decoder" if isinstance(encoder, EncoderSpec) else "a vision-language model"
     if encoder is not None and (quantize.precision != "fp32" or quantize.kv_dtype != "float32"):
         raise BadInput(
-            f"precision {quantize.precision} with pools of {quantize.kv_dtype} is asked for, and the model is an "
-            "encoder-decoder: only fp32 with float32 is supported"
+            f"precision {quantize.precision} with pools of {quantize.kv_dtype} is asked for, and the model is {kind}: "
+            "only fp32 with float32 is supported"
         )

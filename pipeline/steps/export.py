@@ -31,6 +31,7 @@ CODE = (
     "model_repo/runtime/detection.py",
     "model_repo/runtime/image_steps.py",
     "model_repo/runtime/images.py",
+    "model_repo/runtime/prompt_embeds.py",
     *PARITY_CODE,
 )
 EXPECTED = "export.expected.npz"
@@ -83,7 +84,7 @@ def _run(context: BuildContext) -> Product:
     from .encoder_graph import refuse_quantization
 
     source, workspace = context.source, context.workspace
-    refuse_quantization(context, source.encoder)
+    refuse_quantization(context, source.encoder or source.placeholder)
     graph, rows = workspace.staged(EXPORTED), workspace.staged(EXPECTED)
     tensors = source.kind == "tensors"
     child: dict[str, Any] = {"recipe": _as_opened(context), "graph": str(graph), "expected": str(rows)}
@@ -101,13 +102,15 @@ def _run(context: BuildContext) -> Product:
         rows.unlink(missing_ok=True)
     facts = ModelFacts.from_dict({**made["facts"], "name": source.name})
     files = {EXPORTED: graph, **_text_files(context)}
-    if facts.encoder is not None:
+    if facts.has_two_graphs:
         files[encoder_beside(Path(EXPORTED)).name] = encoder_beside(graph)
     if tensors:
         files[EXAMPLES] = workspace.staged(EXAMPLES)
         inputs: list[Any] = list(load_runs(files[EXAMPLES], facts.inputs))
     else:
-        inputs = list(parity_inputs(source.tokenizer_file, source.vocab_size, facts.max_length))
+        inputs = list(
+            parity_inputs(source.tokenizer_file, source.vocab_size, facts.max_length, facts.image_encoder)
+        )
     found = run_graph(context, graph, facts, inputs)
     context.outputs["export"] = found
     parity = figures(facts, expected, found, made.get("against", "the torch module"))

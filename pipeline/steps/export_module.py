@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from model_repo.runtime.contract import ImageEncoderSpec
 from pipeline.recipe import Recipe
+from pipeline.sources.encoder_decoder import ENCODER_GRAPH
 from pipeline.workspace import WEIGHTS
 
 from .context import ModelFacts, parity_inputs
+
+if TYPE_CHECKING:
+    from pipeline.sources import Source
 
 
 def export_module(recipe: dict[str, Any], graph: str, expected: str) -> dict[str, Any]:
@@ -30,10 +35,10 @@ def export_module(recipe: dict[str, Any], graph: str, expected: str) -> dict[str
     weights = Path(graph).parent / WEIGHTS
     source = open_source(settings.source.model, settings.source).with_weights_in(weights)
     max_length = settings.export.resolved_max_length(source.max_length)
-    np.savez(
-        expected, *run_module(source, parity_inputs(source.tokenizer_file, source.vocab_size, max_length))
-    )
-    exported = export(source, settings.export)
+    images = _image_encoder(source)
+    inputs = parity_inputs(source.tokenizer_file, source.vocab_size, max_length, images)
+    np.savez(expected, *run_module(source, inputs, images))
+    exported = export(source, settings.export, images.pixel_shape if images else None)
     last = exported.model.graph.outputs[0].shape
     embeds = source.kind == "encoder" and source.head.kind == "embedding"
     hidden = last[-1] if last is not None and embeds else None
@@ -48,10 +53,28 @@ def export_module(recipe: dict[str, Any], graph: str, expected: str) -> dict[str
         encoder_inputs=exported.encoder_inputs,
         hidden_size=hidden if isinstance(hidden, int) else None,
         head=source.head,
+        image_encoder=images,
     )
     saved = save_graph(exported.model, Path(graph))
     stored = set(saved.weights)
-    if source.encoder is not None and exported.encoder is not None:
+    if source.encoder is not None:
         facts = replace(facts, encoder=replace(source.encoder, max_positions=exported.encoder_positions))
+    if exported.encoder is not None:
         stored.update(save_graph(exported.encoder, encoder_beside(Path(graph))).weights)
     return {"facts": facts.to_dict(), "weights": sorted(map(str, stored))}
+
+
+def _image_encoder(source: Source) -> ImageEncoderSpec | None:
+    """The image encoder of a vision-language model, whose rows are counted by running it; None for other models.
+
+    Raises BadInput when its images cannot be prepared.
+    """
+    if source.placeholder is None:
+        return None
+    from pipeline.export.vision_language import image_rows
+    from pipeline.sources.vision_language import image_preprocessing
+
+    steps = image_preprocessing(source.folder, bool(getattr(source, "trust_remote_code", False)))
+    spec = ImageEncoderSpec(ENCODER_GRAPH, steps, source.placeholder.text, source.placeholder.token_id, 0, 0)
+    rows, hidden_size = image_rows(source.load(), spec.pixel_shape)
+    return replace(spec, rows=rows, hidden_size=hidden_size)

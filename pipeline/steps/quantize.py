@@ -79,7 +79,7 @@ def _run(context: BuildContext) -> Product:
     from .comparing import compared
     from .encoder_graph import refuse_quantization
 
-    refuse_quantization(context, context.facts.encoder)
+    refuse_quantization(context, context.facts.encoder or context.facts.image_encoder)
     recipe = context.recipe.quantize
     policy = policy_of(context.recipe.target.name, recipe.precision)
     before = context.workspace.path(FUSED)
