@@ -21,6 +21,8 @@ DECODER_LENGTH_KEYS = (
     "max_position_embeddings",
     "n_positions",
 )
+RELATIVE_POSITIONS, RELATIVE_LENGTH = "relative_attention_num_buckets", 512
+"""Models with relative positions take any length, and mT5 and UMT5 name none: this is what they are trained on."""
 ENCODER_LENGTH_KEYS = (
     "max_source_positions",
     "max_encoder_position_embeddings",
@@ -89,9 +91,11 @@ def prompt_ids(config: Mapping[str, Any], generation: Mapping[str, Any]) -> tupl
 
 
 def _first(config: Mapping[str, Any], keys: tuple[str, ...], folder: Path) -> int:
-    """The first of the keys that the config has. Raises BadInput."""
+    """The first of the keys that the config has, or RELATIVE_LENGTH. Raises BadInput."""
     for key in keys:
         value = config.get(key)
         if isinstance(value, int) and value > 0:
             return value
+    if RELATIVE_POSITIONS in config:
+        return RELATIVE_LENGTH
     raise BadInput(f"{folder / 'config.json'} says no maximum length ({', '.join(keys)})")

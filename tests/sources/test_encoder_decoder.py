@@ -54,6 +54,13 @@ def test_texts_are_as_long_as_the_encoder_takes(tmp_path: Path) -> None:
         encoder.num_positions((1, 1025))
 
 
+def test_relative_positions_have_a_length_where_the_config_says_none(tmp_path: Path) -> None:
+    relative = {"relative_attention_num_buckets": 32}
+    assert decoder_length(tmp_path, relative) == encoder_of(tmp_path, relative).max_positions == 512
+    longer = {**relative, "n_positions": 2048}
+    assert decoder_length(tmp_path, longer) == encoder_of(tmp_path, longer).max_positions == 2048
+
+
 @pytest.mark.parametrize(
     "changed", [{"feature_extractor_type": "Speech2TextFeatureExtractor"}, {"do_normalize": True}]
 )
