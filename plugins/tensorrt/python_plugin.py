@@ -76,14 +76,14 @@ def _creator_class(trt: Any, kernels: Library, form: type[PluginForm]) -> Any:
             self.plugin_version = names.VERSION
             self.plugin_namespace = names.NAMESPACE
             empty = np.array([])
-            fields = [
+            self.kept = [
                 trt.PluginField(names.INPUTS, empty, trt.PluginFieldType.CHAR),
                 trt.PluginField(names.STATE, empty, trt.PluginFieldType.INT32),
             ]
             for name, whole in kinds.items():
                 kind = trt.PluginFieldType.INT32 if whole else trt.PluginFieldType.FLOAT32
-                fields.append(trt.PluginField(name, empty, kind))
-            self.field_names = trt.PluginFieldCollection(fields)
+                self.kept.append(trt.PluginField(name, empty, kind))
+            self.field_names = trt.PluginFieldCollection(self.kept)
 
         def create_plugin(self, name: str, field_collection: Any, phase: Any) -> Any:
             given = {field.name: np.atleast_1d(np.array(field.data)) for field in field_collection}
@@ -198,18 +198,16 @@ def _plugin_class(trt: Any) -> Any:
         def get_fields_to_serialize(self) -> Any:
             kinds = self.form.attribute_names(self.form.description)
             inputs = np.frombuffer(",".join(self.form.inputs).encode() + b"\0", np.int8)
-            fields = [
-                trt.PluginField(
-                    names.STATE, np.array([names.STATE_VERSION], np.int32), trt.PluginFieldType.INT32
-                ),
-                trt.PluginField(names.INPUTS, inputs, trt.PluginFieldType.CHAR),
+            given = [
+                (names.STATE, np.array([names.STATE_VERSION], np.int32), trt.PluginFieldType.INT32),
+                (names.INPUTS, inputs, trt.PluginFieldType.CHAR),
             ]
             for name, value in self.form.attributes.items():
                 dtype, kind = (np.int32, "INT32") if kinds[name] else (np.float32, "FLOAT32")
-                fields.append(
-                    trt.PluginField(name, np.array([value], dtype), getattr(trt.PluginFieldType, kind))
-                )
-            return trt.PluginFieldCollection(fields)
+                given.append((name, np.array([value], dtype), getattr(trt.PluginFieldType, kind)))
+            # Kept here: the collection holds addresses, and keeps neither fields nor their arrays alive.
+            self.kept = [trt.PluginField(*field) for field in given]
+            return trt.PluginFieldCollection(self.kept)
 
         def on_shape_change(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
             """Grid and workspace follow from the shapes of each call."""
