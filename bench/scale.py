@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ FLOAT32_BYTES = 4
 TOKENS = 16
 PROMPT = "the quick brown fox"
 GENERATE = "generate"
+COLUMNS = ("", "seconds", "anonymous GiB", "whole GiB", "whole / float32 weights")
 MODELS = {
     "TinyLlama-1.1B": TINYLLAMA,
     "Llama-2-7B, 1 layer": LLAMA_2_7B._replace(layers=1),
@@ -121,27 +123,37 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, default=Path("docs/scale.svg"))
     options = parser.parse_args()
 
-    results: dict[str, Any] = {}
+    results = _measured(options.json)
     with Progress() as progress:
         task = progress.add_task("building", total=len(options.models))
         for name in options.models:
             results[name] = measure(MODELS[name], options.output / name.replace(" ", "").replace(",", "-"))
+            results = {model: results[model] for model in MODELS if model in results}
+            report("peak memory by stage", COLUMNS, _rows(results), results, options.json)
+            draw(results, options.picture)
             progress.advance(task)
-    rows = []
-    for name, result in results.items():
-        for stage in result["stages"]:
-            rows.append(
-                [
-                    f"{name}, {stage['stage']}",
-                    f"{stage['seconds']:.1f}",
-                    f"{stage['anonymous'] / GIB:.2f}",
-                    f"{stage['whole'] / GIB:.2f}",
-                    f"{stage['whole'] / result['weight_bytes']:.2f}",
-                ]
-            )
-    columns = ["", "seconds", "anonymous GiB", "whole GiB", "whole / float32 weights"]
-    report("peak memory by stage", columns, rows, results, options.json)
-    draw(results, options.picture)
+
+
+def _measured(path: Path) -> dict[str, Any]:
+    """What earlier runs left in `path`: models that are not measured again keep their figures."""
+    if not path.is_file():
+        return {}
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["results"]
+    return found
+
+
+def _rows(results: Mapping[str, Any]) -> list[list[str]]:
+    return [
+        [
+            f"{name}, {stage['stage']}",
+            f"{stage['seconds']:.1f}",
+            f"{stage['anonymous'] / GIB:.2f}",
+            f"{stage['whole'] / GIB:.2f}",
+            f"{stage['whole'] / result['weight_bytes']:.2f}",
+        ]
+        for name, result in results.items()
+        for stage in result["stages"]
+    ]
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ from pipeline.foreground import how_to_call, served_models
 from pipeline.recipe import ServeRecipe
 from pipeline.serve import Server, server
 from tests.e2e.conftest import metric, until
-from tests.export.image_families import NAMES, family
+from tests.export.image_configs import NAMES
+from tests.export.image_families import family
 from tests.pictures import album
 
 DOCS = (Path(__file__).resolve().parents[2] / "docs" / "images.md").read_text(encoding="utf-8")

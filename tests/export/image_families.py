@@ -11,38 +11,19 @@ import torch
 import transformers
 from torch import nn
 
+from tests.export.image_configs import (
+    CONVNEXT,
+    DETECTOR,
+    LABELS,
+    RESNET,
+    TOWER,
+    VIT,
+    backboned,
+    clip,
+    rt_detr,
+    siglip,
+)
 from tests.export.tiny_models import sharpened
-
-NAMES = ("cat", "dog", "ship", "gull")
-LABELS = {"id2label": dict(enumerate(NAMES)), "label2id": {name: place for place, name in enumerate(NAMES)}}
-VIT: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": 32,
-    "patch_size": 8,
-}
-TOWER = {**VIT, "num_channels": 3}
-TEXT = {**VIT, "vocab_size": 99, "max_position_embeddings": 16, "eos_token_id": 98, "bos_token_id": 97}
-RESNET: dict[str, Any] = {"embedding_size": 8, "hidden_sizes": [8, 16, 16, 32], "depths": [1] * 4}
-CONVNEXT: dict[str, Any] = {
-    "num_stages": 2,
-    "hidden_sizes": [8, 16],
-    "depths": [1, 1],
-    "layer_scale_init_value": 1.0,
-}
-DETECTOR: dict[str, Any] = {
-    "d_model": 32,
-    "encoder_layers": 1,
-    "decoder_layers": 1,
-    "encoder_attention_heads": 2,
-    "decoder_attention_heads": 2,
-    "encoder_ffn_dim": 48,
-    "decoder_ffn_dim": 48,
-    "num_queries": 7,
-    **LABELS,
-}
 
 
 @dataclass(frozen=True)
@@ -76,56 +57,6 @@ def _lively(model: Any) -> Any:
         if isinstance(module, nn.BatchNorm1d):
             module.weight.fill_(0.5)
     return model
-
-
-def _resnet_backbone() -> Any:
-    return transformers.ResNetConfig(**RESNET, layer_type="basic", out_features=["stage4"])
-
-
-def _backboned(config: str, **settings: Any) -> Any:
-    """A config with that backbone, nothing of it downloaded."""
-    return getattr(transformers, config)(
-        use_timm_backbone=False,
-        backbone=None,
-        backbone_config=_resnet_backbone(),
-        use_pretrained_backbone=False,
-        **settings,
-    )
-
-
-def _rt_detr() -> Any:
-    backbone = transformers.RTDetrResNetConfig(
-        embedding_size=8,
-        hidden_sizes=[8, 16, 32, 32],
-        depths=[1] * 4,
-        layer_type="basic",
-        out_features=["stage2", "stage3", "stage4"],
-    )
-    return transformers.RTDetrConfig(
-        backbone_config=backbone,
-        encoder_hidden_dim=32,
-        encoder_in_channels=[16, 32, 32],
-        encoder_ffn_dim=48,
-        encoder_attention_heads=2,
-        encoder_layers=1,
-        d_model=32,
-        num_queries=12,
-        decoder_in_channels=[32, 32, 32],
-        decoder_ffn_dim=48,
-        decoder_layers=1,
-        decoder_attention_heads=2,
-        hidden_expansion=0.5,
-        anchor_image_size=[64, 64],
-        **LABELS,
-    )
-
-
-def _clip() -> Any:
-    return transformers.CLIPConfig(text_config=TEXT, vision_config=TOWER, projection_dim=16)
-
-
-def _siglip() -> Any:
-    return transformers.SiglipConfig(text_config=TEXT, vision_config=TOWER)
 
 
 SQUARE = {"size": {"height": 32, "width": 32}}
@@ -267,7 +198,7 @@ FAMILIES = (
     Family(
         "CLIP, of both towers that of images",
         "embedding",
-        lambda: ("CLIPModel", _clip()),
+        lambda: ("CLIPModel", clip()),
         "CLIPImageProcessor",
         CROPPED,
         "shorter side to 36, centre 32 x 32, over white",
@@ -284,7 +215,7 @@ FAMILIES = (
     Family(
         "SigLIP, of both towers that of images",
         "embedding",
-        lambda: ("SiglipModel", _siglip()),
+        lambda: ("SiglipModel", siglip()),
         "SiglipImageProcessor",
         SQUARE,
         "to 32 x 32, bicubic, over white",
@@ -312,7 +243,7 @@ FAMILIES = (
     Family(
         "DETR",
         "detection",
-        lambda: ("DetrForObjectDetection", _backboned("DetrConfig", **DETECTOR)),
+        lambda: ("DetrForObjectDetection", backboned("DetrConfig", **DETECTOR)),
         "DetrImageProcessor",
         BOUNDED,
         "shorter side to 64, longer up to 96; each image in its own size",
@@ -321,7 +252,7 @@ FAMILIES = (
     Family(
         "DETR, padded",
         "detection",
-        lambda: ("DetrForObjectDetection", _backboned("DetrConfig", **DETECTOR)),
+        lambda: ("DetrForObjectDetection", backboned("DetrConfig", **DETECTOR)),
         "DetrImageProcessor",
         {**BOUNDED, "pad_size": {"height": 96, "width": 96}},
         "shorter side to 64, longer up to 96, zeros and mask up to 96 x 96",
@@ -330,7 +261,7 @@ FAMILIES = (
     Family(
         "Conditional DETR",
         "detection",
-        lambda: ("ConditionalDetrForObjectDetection", _backboned("ConditionalDetrConfig", **DETECTOR)),
+        lambda: ("ConditionalDetrForObjectDetection", backboned("ConditionalDetrConfig", **DETECTOR)),
         "ConditionalDetrImageProcessor",
         BOUNDED,
         "shorter side to 64, longer up to 96; each image in its own size",
@@ -339,7 +270,7 @@ FAMILIES = (
     Family(
         "RT-DETR",
         "detection",
-        lambda: ("RTDetrForObjectDetection", _rt_detr()),
+        lambda: ("RTDetrForObjectDetection", rt_detr()),
         "RTDetrImageProcessor",
         {"size": {"height": 64, "width": 64}},
         "to 64 x 64",
