@@ -6,11 +6,13 @@ activations are the signed ones.
 
     8 bit: [columns / 16, inputs / 4, 64]   byte 4 c + i: column 16 block + c, input 4 group + i;
                                             a byte means itself - 128
-    4 bit: [columns / 16, inputs / 8, 64]   byte 4 c + i: inputs 8 group + i (low nibble) and 8 group + 4 + i (high);
-                                            a nibble means itself - 8
+    4 bit: [columns / 16, inputs / block, 8 block + 32]
+                                            block / 8 times 64 bytes, byte 4 c + i: inputs 8 group + i (low nibble)
+                                            and 8 group + 4 + i (high); a nibble means itself - 8; then the block's
+                                            scales, float16 [16]: a product with one row reads one stream of memory
 
-Columns and inputs are padded with zeros to whole blocks. Scales of 8-bit columns are [columns], those of 4-bit
-blocks [columns / 16, inputs / block, 16].
+Columns and inputs are padded with zeros to whole blocks. Scales of 8-bit columns are [columns]. Those of 4-bit blocks
+are multiples of one factor, a power of two that puts the largest into the middle of float16's range.
 """
 
 from __future__ import annotations
@@ -25,6 +27,10 @@ from model_repo.runtime.errors import BadInput
 COLUMNS = 16
 BYTE_OFFSET = 128
 NIBBLE_OFFSET = 8
+SCALE_BYTES = 2 * COLUMNS
+LARGEST_EXPONENT = 15
+"""The largest float16 is just below 2**16; scales are divided so that theirs lies in [2**14, 2**15)."""
+
 MOST_INPUTS = 65536
 """More could overflow a sum of 32 bits."""
 
@@ -36,33 +42,46 @@ def pack_bytes(codes: npt.NDArray[np.int8]) -> Bytes:
     return _blocks(codes, 4, BYTE_OFFSET)
 
 
-def pack_nibbles(codes: npt.NDArray[np.int8], block: int) -> Bytes:
-    """Codes [columns, inputs] of -8 to 7 to uint8 [columns / 16, inputs / 8, 64]; inputs are padded to whole `block`s.
+def pack_nibbles(
+    codes: npt.NDArray[np.int8], scales: npt.NDArray[np.float32], block: int
+) -> tuple[Bytes, npt.NDArray[np.float32]]:
+    """Codes [columns, inputs] of -8 to 7 and scales [columns, inputs / block] to uint8
+    [columns / 16, inputs / block, 8 block + 32] and the scales' factor, float32 [].
 
+    Scales are rounded to float16's 11 bits, by at most 1 in 2048; those below the largest times 2**-30 keep fewer.
     Raises BadInput for a block that is not a multiple of 8.
     """
     if block % 8:
         raise BadInput(f"blocks of {block} inputs; the operator takes multiples of 8")
-    whole = _blocks(codes, block, NIBBLE_OFFSET).reshape(-(-codes.shape[0] // COLUMNS), -1, 2, 64)
-    packed: Bytes = whole[:, :, 0] | whole[:, :, 1] * np.uint8(16)
-    return packed
-
-
-def pack_block_scales(scales: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Scales [columns, blocks] to [columns / 16, blocks, 16], 1 for columns that do not exist."""
-    missing = -scales.shape[0] % COLUMNS
-    padded = np.pad(scales, ((0, missing), (0, 0)), constant_values=1)
-    return np.ascontiguousarray(padded.reshape(-1, COLUMNS, scales.shape[1]).swapaxes(1, 2))
+    whole = _blocks(codes, block, NIBBLE_OFFSET)
+    groups, blocks = len(whole), scales.shape[1]
+    whole = whole.reshape(groups, blocks, block // 8, 2, 4 * COLUMNS)
+    nibbles = (whole[..., 0, :] | whole[..., 1, :] * np.uint8(16)).reshape(groups, blocks, -1)
+    exponent = int(np.frexp(np.abs(scales).max(initial=0))[1]) - LARGEST_EXPONENT
+    halves = np.ldexp(scales, -exponent).astype("<f2")
+    padded = np.pad(halves, ((0, -len(halves) % COLUMNS), (0, 0))).reshape(groups, COLUMNS, blocks)
+    tail = np.ascontiguousarray(padded.swapaxes(1, 2)).view(np.uint8)
+    return np.concatenate([nibbles, tail], axis=2), np.asarray(np.ldexp(np.float32(1), exponent))
 
 
 def unpack(packed: Bytes, bits: int, columns: int, inputs: int) -> npt.NDArray[np.int8]:
     """The codes [columns, inputs] of a packed weight."""
     if bits == 4:
-        packed = np.stack([packed & 15, packed >> 4], 2).reshape(packed.shape[0], -1, 64)
+        nibbles = packed[:, :, :-SCALE_BYTES].reshape(len(packed), -1, 4 * COLUMNS)
+        packed = np.stack([nibbles & 15, nibbles >> 4], 2).reshape(len(packed), -1, 4 * COLUMNS)
     offset = NIBBLE_OFFSET if bits == 4 else BYTE_OFFSET
     codes = (packed.astype(np.int16) - offset).astype(np.int8)
     rows = codes.reshape(packed.shape[0], -1, COLUMNS, 4).swapaxes(1, 2)
     return np.ascontiguousarray(rows.reshape(packed.shape[0] * COLUMNS, -1)[:columns, :inputs])
+
+
+def unpack_block_scales(
+    packed: Bytes, factor: npt.NDArray[np.float32], columns: int
+) -> npt.NDArray[np.float32]:
+    """The scales [columns, inputs / block] of a packed 4-bit weight."""
+    halves = np.ascontiguousarray(packed[:, :, -SCALE_BYTES:]).view("<f2").astype(np.float32)
+    scales: npt.NDArray[np.float32] = halves.swapaxes(1, 2).reshape(-1, packed.shape[1])[:columns] * factor
+    return scales
 
 
 def _blocks(codes: npt.NDArray[Any], multiple: int, offset: int) -> Bytes:

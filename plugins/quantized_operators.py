@@ -7,11 +7,11 @@ from .operator_schema import Attribute, OperatorSchema, Parameter
 _WEIGHT = Parameter(
     "weight",
     "Codes",
-    "[columns / 16, inputs / 4, 64], or of 4 bits [columns / 16, inputs / 8, 64]",
+    "[columns / 16, inputs / 4, 64], or of 4 bits [columns / 16, inputs / block, 8 * block + 32]",
     "codes as plugins/column_blocks.py packs them",
 )
 _WEIGHT_SCALE = Parameter(
-    "weight_scale", "Scale", "[columns], or of 4 bits [columns / 16, inputs / block, 16]", "step of the codes"
+    "weight_scale", "Scale", "[columns], or of 4 bits []", "step of the codes, or factor of the packed steps"
 )
 _BITS = Attribute(
     "bits", "int", 8, "of a weight's code: 8 (a scale a column) or 4 (a scale a block of inputs)"
@@ -29,7 +29,13 @@ QUANTIZED_MATMUL = OperatorSchema(
         Parameter("input_scale", "Scale", "[]", "a scale for all rows instead of their own", optional=True),
     ),
     outputs=(Parameter("output", "T", "[..., columns]", "the products"),),
-    attributes=(_BITS, Attribute("columns", "int", None, "of the product")),
+    attributes=(
+        _BITS,
+        Attribute("columns", "int", None, "of the product"),
+        Attribute(
+            "input_blocks", "int", 0, "4 bits: 1 rounds each block of a row's inputs with a scale of its own"
+        ),
+    ),
 )
 
 QUANTIZED_GATHER = OperatorSchema(

@@ -1,6 +1,7 @@
 """Products of a quantized graph as the CPU's operators: `QuantizedMatMul` of plugins/cpu, and com.microsoft.MatMulNBits
-where only weights are quantized. Patterns that neither knows (E4M3) stay as they are: DequantizeLinear and products
-in float32, which compute exactly what codes would.
+for blocks of 8-bit weights. Where only weights are quantized, both round what they are multiplied with to int8, each
+block of a row by itself. Patterns that neither knows (E4M3) stay as they are: DequantizeLinear and products in
+float32, which compute exactly what codes would.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from plugins.column_blocks import pack_block_scales, pack_bytes, pack_nibbles
+from plugins.column_blocks import BYTE_OFFSET, pack_bytes, pack_nibbles
 from plugins.schemas import DOMAIN, FAKE_QUANTIZE_TOKENS, QUANTIZED_GATHER, QUANTIZED_MATMUL
 
 _INT8_ACTIVATIONS = 4
 """MatMulNBits' accuracy_level: activations are rounded to int8 by blocks, each row by itself."""
+_FLOAT_ACTIVATIONS = 1
+"""The same: activations stay as they are. A single row is multiplied by another routine, with other rounding."""
 
 
 class _Weight(NamedTuple):
@@ -38,9 +41,24 @@ class _Activation(NamedTuple):
     scale: ir.Value | None = None
 
 
-def lower_products(model: ir.Model) -> None:
-    """Rewrites the quantized products and tables of `model` in place."""
-    lowering = _Lowering(model)
+_PRODUCTS = ("MatMul", "Gemm", "Conv", "Einsum", "Attention", "GRU", "LSTM", "RNN")
+"""Parts of the names of standard and com.microsoft operators whose sums MLAS computes."""
+
+
+def rows_alone(model: ir.Model) -> bool:
+    """Whether a compiled graph has products, and leaves none of them to MLAS."""
+    nodes = list(model.graph.all_nodes())
+    left = any(node.domain != DOMAIN and any(part in node.op_type for part in _PRODUCTS) for node in nodes)
+    return not left and any(node.op_type == QUANTIZED_MATMUL.name for node in nodes)
+
+
+def lower_products(model: ir.Model, *, float_activations: bool = False) -> None:
+    """Rewrites the quantized products and tables of `model` in place.
+
+    `float_activations`: what 8-bit weights alone are multiplied with is not rounded, for graphs that never multiply a
+    single row.
+    """
+    lowering = _Lowering(model, _FLOAT_ACTIVATIONS if float_activations else _INT8_ACTIVATIONS)
     for node in list(model.graph):
         if node.domain == "" and node.op_type in ("MatMul", "Gemm"):
             lowering.product(node)
@@ -53,8 +71,9 @@ def lower_products(model: ir.Model) -> None:
 class _Lowering:
     """The constants that were made, by weight: nodes that share a weight share its packed form."""
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, accuracy_level: int) -> None:
         self.model = model
+        self.accuracy_level = accuracy_level
         self.graph = model.graph
         self.packed: dict[tuple[ir.Value, str], tuple[ir.Value, ir.Value]] = {}
         self.blocks_by_rows: set[ir.Value] = set()  # codes that MatMulNBits reads
@@ -71,13 +90,18 @@ class _Lowering:
         if not activation.rounded:
             if weight.block is None:
                 return
-            self._weight_only(node, last, weight, activation.value, bias, out)
-            return
+            if weight.bits == 8:
+                self._weight_only(node, last, weight, activation.value, bias, out)
+                return
         codes, scales = self._pack(weight)
         inputs = [activation.value, codes, scales, bias, activation.scale]
         while inputs[-1] is None:
             inputs.pop()
-        attributes = {"bits": weight.bits, "columns": len(weight.codes)}
+        attributes = {
+            "bits": weight.bits,
+            "columns": len(weight.codes),
+            "input_blocks": int(not activation.rounded),
+        }
         self._replace(node, last, QUANTIZED_MATMUL.name, DOMAIN, inputs, attributes, out)
 
     def table(self, node: ir.Node) -> None:
@@ -119,7 +143,7 @@ class _Lowering:
             "N": columns,
             "bits": weight.bits,
             "block_size": weight.block,
-            "accuracy_level": _INT8_ACTIVATIONS,
+            "accuracy_level": self.accuracy_level,
         }
         self._replace(node, last, "MatMulNBits", "com.microsoft", given, attributes, out)
 
@@ -138,17 +162,13 @@ class _Lowering:
         )
 
     def _by_rows(self, weight: _Weight) -> tuple[ir.Value, ir.Value]:
-        """Codes uint8 [out, blocks, bytes], offset to be unsigned, and scales [out, blocks], as MatMulNBits reads."""
+        """8-bit codes, uint8 [out, blocks, block], offset to be unsigned, and scales [out, blocks], for MatMulNBits."""
         key = (weight.origin, "rows")
         if key not in self.packed:
             assert weight.block is not None
             missing = -weight.codes.shape[1] % weight.block
-            offset = 1 << (weight.bits - 1)
-            unsigned = (np.pad(weight.codes, ((0, 0), (0, missing))).astype(np.int16) + offset).astype(
-                np.uint8
-            )
-            if weight.bits == 4:
-                unsigned = unsigned[:, ::2] | unsigned[:, 1::2] * np.uint8(16)
+            padded = np.pad(weight.codes, ((0, 0), (0, missing)))
+            unsigned = (padded.astype(np.int16) + BYTE_OFFSET).astype(np.uint8)
             codes = unsigned.reshape(len(weight.codes), weight.scales.shape[1], -1)
             self.packed[key] = (
                 self._constant(f"{weight.name}.blocks", codes, weight.origin),
@@ -162,8 +182,7 @@ class _Lowering:
             if weight.block is None:
                 codes, scales = pack_bytes(weight.codes), weight.scales
             else:
-                codes = pack_nibbles(weight.codes, weight.block)
-                scales = pack_block_scales(weight.scales)
+                codes, scales = pack_nibbles(weight.codes, weight.scales, weight.block)
             self.packed[key] = (
                 self._constant(f"{weight.name}.packed", codes, weight.origin),
                 self._constant(f"{weight.name}.packed_scales", scales, None),
@@ -212,7 +231,7 @@ class _Lowering:
         self.model.opset_imports.setdefault(domain, 1)
 
     def _constant(self, name: str, array: npt.NDArray[Any], origin: ir.Value | None) -> ir.Value:
-        tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+        tensor = ir.tensor(np.asarray(array, order="C"), name=name)
         notes = {} if origin is None else dict(origin.metadata_props)
         value = ir.Value(
             name=name,

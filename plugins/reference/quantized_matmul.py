@@ -17,16 +17,29 @@ def token_scales(rows: npt.ArrayLike, scale: float | None = None) -> Array:
     return np.where(found < np.finfo(np.float32).tiny, 1.0, found.astype(np.float64))
 
 
-def fake_quantize_tokens(rows: npt.ArrayLike, scale: float | None = None) -> Array:
-    """[rows, size]: codes are round(x / scale), halves to even, within -127 to 127; the division is float32's."""
+def fake_quantize_tokens(rows: npt.ArrayLike, scale: float | None = None, block: int | None = None) -> Array:
+    """[rows, size]: codes are round(x / scale), halves to even, within -127 to 127; the division is float32's.
+
+    `block`: so many numbers of a row have a scale together, instead of all.
+    """
+    if block is not None:
+        numbers = np.asarray(rows, np.float32)
+        parts = [
+            fake_quantize_tokens(numbers[:, i : i + block], scale) for i in range(0, numbers.shape[1], block)
+        ]
+        return np.concatenate(parts, axis=1)
     scales = token_scales(rows, scale)
     divided = np.asarray(rows, np.float32) / scales.astype(np.float32)
     return np.clip(np.rint(divided), -127, 127).astype(np.float64) * scales
 
 
 def quantized_matmul(
-    rows: npt.ArrayLike, weight: npt.ArrayLike, bias: npt.ArrayLike | None = None, scale: float | None = None
+    rows: npt.ArrayLike,
+    weight: npt.ArrayLike,
+    bias: npt.ArrayLike | None = None,
+    scale: float | None = None,
+    block: int | None = None,
 ) -> Array:
     """rows [rows, inputs] times weight [columns, inputs], the numbers that its codes stand for, plus bias."""
-    product: Array = fake_quantize_tokens(rows, scale) @ np.asarray(weight, np.float64).T
+    product: Array = fake_quantize_tokens(rows, scale, block) @ np.asarray(weight, np.float64).T
     return product if bias is None else product + np.asarray(bias, np.float64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from calibration.schemes import Quantized, Scheme, dequantize, quantize
-from plugins.column_blocks import pack_block_scales, pack_bytes, pack_nibbles, unpack
+from plugins.column_blocks import pack_bytes, pack_nibbles, unpack, unpack_block_scales
 from plugins.cpu.build import registered
 from plugins.reference.quantized_matmul import fake_quantize_tokens, quantized_matmul
 from plugins.schemas import DOMAIN, VERSION
@@ -48,10 +49,10 @@ def packed(weight: np.ndarray, bits: int) -> tuple[Quantized, dict[str, np.ndarr
         made = quantize(weight, Scheme("int8", "channel"))
         return made, {"weight": pack_bytes(made.codes), "weight_scale": made.scales}
     made = quantize(weight, Scheme("int4", "block", BLOCK))
-    return made, {
-        "weight": pack_nibbles(made.codes, BLOCK),
-        "weight_scale": pack_block_scales(made.scales),
-    }
+    codes, factor = pack_nibbles(made.codes, made.scales, BLOCK)
+    halves = unpack_block_scales(codes, factor, len(weight))
+    assert np.abs(halves / made.scales - 1).max(initial=0) <= 2**-11
+    return replace(made, scales=halves), {"weight": codes, "weight_scale": factor}
 
 
 def numbers(*shape: int) -> np.ndarray:
@@ -60,42 +61,49 @@ def numbers(*shape: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("isa", ISA_NUMBERS)
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(("bits", "block"), [(8, None), (4, None), (4, BLOCK)])
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_products_are_those_of_the_definition(isa: str, bits: int, sizes: tuple[int, int, int]) -> None:
+def test_products_are_those_of_the_definition(
+    isa: str, bits: int, block: int | None, sizes: tuple[int, int, int]
+) -> None:
+    """Also where each `block` of a row has a scale of its own."""
     rows, inputs, columns = sizes
     activations, weight, bias = numbers(rows, inputs), numbers(columns, inputs), numbers(columns)
     made, constants = packed(weight, bits)
+    attributes = {"bits": bits, "columns": columns, "input_blocks": int(block is not None)}
     for given, scale in ((bias, None), (None, 0.0123)):
         extra = {} if given is None else {"bias": given}
         extra |= {} if scale is None else {"input_scale": np.float32(scale)}
         with forced_isa(isa):
-            running = session("QuantizedMatMul", {"input": 1}, constants | extra, bits=bits, columns=columns)
+            running = session("QuantizedMatMul", {"input": 1}, constants | extra, **attributes)
             (found,) = running.run(None, {"input": activations})
-        wanted = quantized_matmul(activations, dequantize(made), given, scale)
+        wanted = quantized_matmul(activations, dequantize(made), given, scale, block)
         assert found.shape == wanted.shape
         assert np.abs(found - wanted).max(initial=0) <= 3e-6 * np.abs(wanted).max(initial=1)
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-def test_a_row_has_the_same_bits_alone_and_in_company(bits: int) -> None:
+@pytest.mark.parametrize("isa", ISA_NUMBERS)
+@pytest.mark.parametrize(("bits", "blocks"), [(8, 0), (4, 0), (4, 1)])
+def test_a_row_has_the_same_bits_alone_and_in_company(isa: str, bits: int, blocks: int) -> None:
     activations, weight = numbers(203, 96), numbers(100, 96)
     _, constants = packed(weight, bits)
-    together = session("QuantizedMatMul", {"input": 1}, constants, bits=bits, columns=100)
-    alone = session("QuantizedMatMul", {"input": 1}, constants, threads=1, bits=bits, columns=100)
-    (every,) = together.run(None, {"input": activations})
-    for row in (0, 5, 131, 202):
-        (one,) = alone.run(None, {"input": activations[row : row + 1]})
-        assert np.array_equal(one[0].view(np.int32), every[row].view(np.int32))
-    (some,) = alone.run(None, {"input": activations[3:14]})
-    assert np.array_equal(some.view(np.int32), every[3:14].view(np.int32))
+    attributes = {"bits": bits, "columns": 100, "input_blocks": blocks}
+    with forced_isa(isa):
+        together = session("QuantizedMatMul", {"input": 1}, constants, **attributes)
+        alone = session("QuantizedMatMul", {"input": 1}, constants, threads=1, **attributes)
+        (every,) = together.run(None, {"input": activations})
+        for first, last in ((0, 1), (5, 6), (131, 132), (202, 203), (0, 2), (40, 46), (3, 14)):
+            (some,) = alone.run(None, {"input": activations[first:last]})
+            assert np.array_equal(some.view(np.int32), every[first:last].view(np.int32))
 
 
 @pytest.mark.parametrize("isa", ISA_NUMBERS)
-def test_rows_that_are_not_finite_spoil_only_themselves(isa: str) -> None:
+@pytest.mark.parametrize(("bits", "blocks"), [(8, 0), (4, 0), (4, 1)])
+def test_rows_that_are_not_finite_spoil_only_themselves(isa: str, bits: int, blocks: int) -> None:
     activations, weight = numbers(4, 40), numbers(20, 40)
-    _, constants = packed(weight, 8)
-    running = session("QuantizedMatMul", {"input": 1}, constants, columns=20)
+    _, constants = packed(weight, bits)
+    attributes = {"bits": bits, "columns": 20, "input_blocks": blocks}
+    running = session("QuantizedMatMul", {"input": 1}, constants, **attributes)
     (clean,) = running.run(None, {"input": activations})
     activations[1, 7], activations[2, 39] = np.inf, np.nan
     with forced_isa(isa):
@@ -134,12 +142,20 @@ def test_packing_keeps_every_code(bits: int) -> None:
     assert np.array_equal(unpack(constants["weight"], bits, 37, 70), made.codes)
 
 
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+def test_scales_of_blocks_keep_eleven_bits_whatever_their_size(size: float) -> None:
+    scales = (np.random.default_rng(3).uniform(1e-6, 1, (5, 4)) * size).astype(np.float32)
+    codes, factor = pack_nibbles(np.zeros((5, 4 * BLOCK), np.int8), scales, BLOCK)
+    assert np.allclose(unpack_block_scales(codes, factor, 5), scales, rtol=2**-11, atol=0)
+    assert np.frexp(factor)[0] == 0.5
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"bits": 5}, "bits is 5; 4 and 8 are known"),
         ({"columns": 40}, r"for 40 inputs and 40 columns; they must be \[columns / 16, inputs / 4, 64\]"),
-        ({"bits": 4}, r"they must be \[columns / 16, inputs / 8, 64\]"),
+        ({"bits": 4}, r"they must be \[columns / 16, inputs / block, 8 \* block \+ 32\] and \[\]"),
         ({"bias": np.zeros(3, np.float32)}, r"bias has shape \[3\]; there are 20 columns"),
         ({"input_scale": np.float32(0)}, "it must be one number above zero"),
     ],

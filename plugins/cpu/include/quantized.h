@@ -12,25 +12,32 @@ namespace slipway::cpu {
 constexpr int kColumnBlock = 16;
 constexpr int kByteOffset = 128;   // an 8-bit code c means c - 128
 constexpr int kNibbleOffset = 8;   // a 4-bit code c means c - 8
+constexpr int kScaleBytes = 2 * kColumnBlock;  // behind the codes of a block of inputs: a float16 for each column
 constexpr int64_t kMostInputs = 65536;  // 255 * 127 * in fits 31 bits
+
+// So few rows are bound by reading the weights, which are taken a block of columns at a time: one stretch of memory. (Four
+// blocks side by side took 1.5 times as long for one row.) More rows are bound by arithmetic.
+constexpr int64_t kRowsOfOneStream = 6;
 
 // Rows of activations in codes of -127 to 127. The codes are int8 or int16 (Kernels::code_bytes); rows are padded with
 // zeros to `padded` codes. `sums` [rows, padded / block]: sum of each block of codes.
 struct QuantizedRows {
-  void* codes;     // [rows, padded]
-  float* scales;   // [rows]
-  int32_t* sums;   // [rows, padded / block]
-  int64_t size;    // of a row before padding
+  void* codes;    // [rows, padded]
+  float* scales;  // [rows, padded / block]: a row's own in all of its blocks, or each block's own
+  int32_t* sums;  // [rows, padded / block]
+  int64_t size;   // of a row before padding
   int64_t padded;
-  int64_t block;   // `padded` where a whole row has one scale
+  int64_t block;  // inputs that share a scale of the weights; `padded` for 8-bit weights
+  bool by_block;  // each block has a scale of its own
 };
 
 // output = (rows of activations) x weights * scales (+ bias).
 struct QuantizedMatMul {
   QuantizedRows rows;
-  const uint8_t* weight;  // 8 bit: [columns / 16, padded / 4, 16, 4]; 4 bit: [columns / 16, padded / 8, 16, 4], where
-                          // the low nibble belongs to the first four of eight inputs
-  const float* scale;     // 8 bit: [columns]; 4 bit: [columns / 16, padded / block, 16]
+  const uint8_t* weight;  // 8 bit: [columns / 16, padded / 4, 16, 4]; 4 bit: [columns / 16, padded / block] of
+                          // codes [block / 8, 16, 4], where the low nibble belongs to the first four of eight inputs,
+                          // and the block's scales, float16 [16]: one stream of memory
+  const float* scale;     // 8 bit: [columns]; 4 bit: one factor of all blocks' scales
   const float* bias;      // [columns] or null
   float* output;          // [rows, columns]
   int64_t columns;

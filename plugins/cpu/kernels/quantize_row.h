@@ -1,6 +1,8 @@
-// Activations to codes, a row at a time: a row's scale is its largest absolute value / 127, whatever rows are beside it.
+// Activations to codes, a row at a time. The scale of a row, or of a block of it, is its largest absolute value / 127,
+// whatever rows are beside it.
 #pragma once
 
+#include <algorithm>
 #include <cfloat>
 
 #include "quantized.h"
@@ -32,27 +34,31 @@ inline typename S::V to_codes(typename S::V x, typename S::V scale) {
   return S::round(bounded);
 }
 
-// Row `row` of `rows` from x [size]. `given`: a scale decided before; 0: the row's own.
+// Row `row` of `rows` from x [size]. `given`: a scale decided before; 0: the row's own, or its blocks'.
 template <class D>
 void quantize_row(const float* x, float given, const QuantizedRows& rows, int64_t row) {
   using S = typename D::S;
   using V = typename S::V;
   constexpr int W = S::kWidth;
   auto* codes = static_cast<typename D::Code*>(rows.codes) + row * rows.padded;
-  int32_t* sums = rows.sums + row * (rows.padded / rows.block);
-  const float scale = given > 0 ? given : row_scale<S>(x, rows.size);
-  rows.scales[row] = scale;
-  const V spread = S::set1(scale);
+  const int64_t blocks = rows.padded / rows.block;
+  int32_t* sums = rows.sums + row * blocks;
+  float* scales = rows.scales + row * blocks;
+  float scale = given > 0 ? given : rows.by_block ? 0.0f : row_scale<S>(x, rows.size);
   alignas(64) float lanes[W];
-  for (int64_t i = 0; i < rows.size; i += W) {
-    const int count = rows.size - i < W ? int(rows.size - i) : W;
-    S::store(lanes, to_codes<S>(load_part<S>(x + i, count), spread));
-    for (int j = 0; j < count; ++j) codes[i + j] = typename D::Code(int32_t(lanes[j]));
-  }
-  for (int64_t i = rows.size; i < rows.padded; ++i) codes[i] = 0;
-  for (int64_t b = 0; b < rows.padded / rows.block; ++b) {
+  for (int64_t b = 0; b < blocks; ++b) {
+    const int64_t first = b * rows.block, end = std::min(first + rows.block, rows.size);
+    if (rows.by_block && !(given > 0)) scale = row_scale<S>(x + first, end - first);
+    scales[b] = scale;
+    const V spread = S::set1(scale);
+    for (int64_t i = first; i < end; i += W) {
+      const int count = end - i < W ? int(end - i) : W;
+      S::store(lanes, to_codes<S>(load_part<S>(x + i, count), spread));
+      for (int j = 0; j < count; ++j) codes[i + j] = typename D::Code(int32_t(lanes[j]));
+    }
+    for (int64_t i = end; i < first + rows.block; ++i) codes[i] = 0;
     int32_t sum = 0;
-    for (int64_t i = b * rows.block; i < (b + 1) * rows.block; ++i) sum += codes[i];
+    for (int64_t i = first; i < first + rows.block; ++i) sum += codes[i];
     sums[b] = sum;
   }
 }

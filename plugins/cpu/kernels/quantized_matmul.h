@@ -76,11 +76,12 @@ inline SLIPWAY_INLINE void nibble_tile(const QuantizedMatMul& call, int64_t row,
   using S = typename D::S;
   using V = typename S::V;
   constexpr int W = S::kWidth, kVectors = kColumnBlock / W;
-  const int64_t padded = call.rows.padded, groups = padded / call.rows.block;
-  const int64_t block_bytes = padded * kColumnBlock / 2;
+  const int64_t padded = call.rows.padded, inputs = call.rows.block, groups = padded / inputs;
+  const int64_t code_bytes = inputs * kColumnBlock / 2, group_bytes = code_bytes + kScaleBytes;
+  const int64_t block_bytes = groups * group_bytes;
   const auto* codes = static_cast<const typename D::Code*>(call.rows.codes) + row * padded;
   const uint8_t* weight = call.weight + block * block_bytes;
-  const float* scale = call.scale + block * groups * kColumnBlock;
+  const float* row_scales = call.rows.scales + row * groups;
   V totals[kRows][kBlocks][kVectors];
   each<kRows>([&](auto r) SLIPWAY_INLINE {
     each<kBlocks>([&](auto b) SLIPWAY_INLINE {
@@ -93,7 +94,7 @@ inline SLIPWAY_INLINE void nibble_tile(const QuantizedMatMul& call, int64_t row,
       const auto start = D::start(-kNibbleOffset * call.rows.sums[(row + r) * groups + g]);
       each<kBlocks>([&](auto b) SLIPWAY_INLINE { sums[r][b] = start; });
     });
-    for (int64_t i = g * call.rows.block; i < (g + 1) * call.rows.block; i += 8) {
+    for (int64_t i = 0; i < inputs; i += 8) {
       typename D::Weights low[kBlocks], high[kBlocks];
       each<kBlocks>([&](auto b) SLIPWAY_INLINE {
         D::load_nibbles(weight + b * block_bytes + i * kColumnBlock / 2, low + b, high + b);
@@ -104,19 +105,24 @@ inline SLIPWAY_INLINE void nibble_tile(const QuantizedMatMul& call, int64_t row,
       });
     }
     each<kBlocks>([&](auto b) SLIPWAY_INLINE {
+      const auto* scale = reinterpret_cast<const Half*>(weight + b * block_bytes + code_bytes);
+      V steps[kVectors];
+      each<kVectors>([&](auto v) SLIPWAY_INLINE { steps[v] = S::load(scale + v * W); });
       each<kRows>([&](auto r) SLIPWAY_INLINE {
         V values[kVectors];
         D::to_float(sums[r][b], values);
         each<kVectors>([&](auto v) SLIPWAY_INLINE {
-          const V step = S::load(scale + (b * groups + g) * kColumnBlock + v * W);
+          const V step = S::mul(steps[v], S::set1(row_scales[r * groups + g]));
           totals[r][b][v] = S::fma(values[v], step, totals[r][b][v]);
         });
       });
     });
+    weight += group_bytes;
+    codes += inputs;
   }
   each<kRows>([&](auto r) SLIPWAY_INLINE {
     V factors[kVectors];
-    for (V& factor : factors) factor = S::set1(call.rows.scales[row + r]);
+    for (V& factor : factors) factor = S::set1(*call.scale);
     each<kBlocks>(
         [&](auto b) SLIPWAY_INLINE { store_columns<S>(call, row + r, block + b, totals[r][b], factors); });
   });
@@ -143,10 +149,12 @@ void quantized_matmul(const QuantizedMatMul& call, int64_t first_row, int64_t la
     for (; row < last_row; ++row) tile(std::integral_constant<int, 1>(), blocks, row, block);
   };
   int64_t block = first;
-  for (; block + kBlocks <= last; block += kBlocks) columns(std::integral_constant<int, kBlocks>(), block);
   if constexpr (kBlocks > 1) {
-    for (; block < last; ++block) columns(std::integral_constant<int, 1>(), block);
+    if (last_row - first_row > kRowsOfOneStream) {
+      for (; block + kBlocks <= last; block += kBlocks) columns(std::integral_constant<int, kBlocks>(), block);
+    }
   }
+  for (; block < last; ++block) columns(std::integral_constant<int, 1>(), block);
 }
 
 }  // namespace slipway::cpu

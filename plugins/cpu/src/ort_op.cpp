@@ -176,7 +176,8 @@ struct ExpertLinearNode {
 };
 
 QuantizedAttributes quantized_attributes(const Api& api, const KernelInfo* info) {
-  return {attribute(api, info, "bits", int64_t(8)), attribute(api, info, "columns", int64_t(0))};
+  return {attribute(api, info, "bits", int64_t(8)), attribute(api, info, "columns", int64_t(0)),
+          attribute(api, info, "input_blocks", int64_t(0)) != 0};
 }
 
 struct QuantizedMatMulNode {

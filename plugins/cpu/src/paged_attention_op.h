@@ -22,6 +22,7 @@ struct PagedAttentionAttributes {
 struct QuantizedAttributes {
   int64_t bits = 8;     // of a code: 8 or 4
   int64_t columns = 0;  // of the product, or rows of the table
+  bool input_blocks = false;  // 4 bit: each block of a row's inputs is rounded with a scale of its own
 };
 
 void run_paged_attention(const PagedAttentionAttributes& attributes, const ort::Call& call);

@@ -1,5 +1,6 @@
 // Products with quantized weights, rows of them, and activations rounded to their codes.
 #include <algorithm>
+#include <cstring>
 #include <string>
 #include <thread>
 #include <vector>
@@ -7,6 +8,7 @@
 #include "for_rows.h"
 #include "kernels.h"
 #include "paged_attention_op.h"
+#include "scalar_types.h"
 
 namespace slipway::cpu {
 namespace {
@@ -28,6 +30,7 @@ struct Layout {
   int64_t blocks;  // of 16 columns
   int64_t padded;  // inputs
   int64_t block;   // inputs with one scale
+  int64_t group_bytes() const { return block * kColumnBlock / 2 + kScaleBytes; }  // of 4-bit weights
 };
 
 // Raises InvalidArgument when weight and scale do not belong together, or not to so many inputs and columns.
@@ -35,23 +38,22 @@ Layout layout_of(const Tensor& weight, const Tensor& scale, int64_t bits, int64_
   if (bits != 4 && bits != 8) throw InvalidArgument("bits is " + std::to_string(bits) + "; 4 and 8 are known");
   const bool nibbles = bits == 4;
   Layout layout{nibbles, inputs, columns, (columns + kColumnBlock - 1) / kColumnBlock, 0, 0};
-  bool fits = weight.rank == 3 && weight.shape[0] == layout.blocks && weight.last() == 4 * kColumnBlock;
-  if (fits) {
-    layout.padded = weight.shape[1] * (nibbles ? 8 : 4);
-    layout.block = layout.padded;
-    fits = inputs > 0 && inputs <= layout.padded && layout.padded <= kMostInputs;
-  }
+  bool fits = weight.rank == 3 && weight.shape[0] == layout.blocks;
   if (fits && nibbles) {
-    fits = scale.rank == 3 && scale.shape[0] == layout.blocks && scale.last() == kColumnBlock &&
-           scale.shape[1] > 0 && layout.padded % (8 * scale.shape[1]) == 0;
-    if (fits) layout.block = layout.padded / scale.shape[1];
+    const int64_t code_bytes = weight.last() - kScaleBytes;
+    layout.block = code_bytes * 2 / kColumnBlock;
+    layout.padded = weight.shape[1] * layout.block;
+    fits = code_bytes > 0 && code_bytes % (4 * kColumnBlock) == 0 && scale.rank == 0;
   } else if (fits) {
-    fits = scale.rank == 1 && scale.last() == columns;
+    layout.block = layout.padded = weight.shape[1] * 4;
+    fits = weight.last() == 4 * kColumnBlock && scale.rank == 1 && scale.last() == columns;
   }
+  fits = fits && inputs > 0 && inputs <= layout.padded && layout.padded - inputs < layout.block &&
+         layout.padded <= kMostInputs;
   if (!fits) {
     throw InvalidArgument("weight has shape " + describe(weight) + " and scale " + describe(scale) + " for " +
                           std::to_string(inputs) + " inputs and " + std::to_string(columns) + " columns; they must be " +
-                          (nibbles ? "[columns / 16, inputs / 8, 64] and [columns / 16, inputs / block, 16]"
+                          (nibbles ? "[columns / 16, inputs / block, 8 * block + 32] and []"
                                    : "[columns / 16, inputs / 4, 64] and [columns]") +
                           ", rounded up, with at most " + std::to_string(kMostInputs) + " inputs");
   }
@@ -71,7 +73,7 @@ Pieces cut(int64_t blocks, int64_t rows) {
   int64_t size = kPanel;
   if (rows < kManyRows) {
     const int64_t share = (blocks + 4 * threads - 1) / (4 * threads);
-    size = std::max(kPanel, (share + kPanel - 1) / kPanel * kPanel);
+    size = rows <= kRowsOfOneStream ? share : std::max(kPanel, (share + kPanel - 1) / kPanel * kPanel);
   }
   return {size, kRowsPerPiece, (blocks + size - 1) / size, (rows + kRowsPerPiece - 1) / kRowsPerPiece};
 }
@@ -99,10 +101,12 @@ void run_quantized_matmul(const QuantizedAttributes& attributes, const ort::Call
   const Kernels& kernels = active_kernels();
   thread_local Codes kept;
   kept.codes.resize(std::max(kept.codes.size(), size_t(rows * layout.padded * kernels.code_bytes)));
-  kept.scales.resize(std::max(kept.scales.size(), size_t(rows)));
-  kept.sums.resize(std::max(kept.sums.size(), size_t(rows * (layout.padded / layout.block))));
+  const size_t scales = size_t(rows * (layout.padded / layout.block));
+  kept.scales.resize(std::max(kept.scales.size(), scales));
+  kept.sums.resize(std::max(kept.sums.size(), scales));
   const QuantizedMatMul product{
-      {kept.codes.data(), kept.scales.data(), kept.sums.data(), layout.inputs, layout.padded, layout.block},
+      {kept.codes.data(), kept.scales.data(), kept.sums.data(), layout.inputs, layout.padded, layout.block,
+       attributes.input_blocks},
       weight.as<const uint8_t>(),
       scale.as<const float>(),
       bias ? bias.as<const float>() : nullptr,
@@ -149,11 +153,15 @@ void run_quantized_gather(const QuantizedAttributes& attributes, int64_t size, c
       }
       return;
     }
-    const uint8_t* from = codes + block * layout.padded / 2 * kColumnBlock + 4 * lane;
-    const float* steps = scales + block * (layout.padded / layout.block) * kColumnBlock + lane;
-    for (int64_t i = 0; i < size; ++i) {
-      const int byte = from[i / 8 * 4 * kColumnBlock + i % 4], code = i % 8 < 4 ? byte & 15 : byte >> 4;
-      out[i] = float(code - kNibbleOffset) * steps[i / layout.block * kColumnBlock];
+    const uint8_t* from = codes + block * (layout.padded / layout.block) * layout.group_bytes();
+    for (int64_t first = 0; first < size; first += layout.block, from += layout.group_bytes()) {
+      Half half;
+      std::memcpy(&half, from + layout.group_bytes() - kScaleBytes + lane * sizeof(half), sizeof(half));
+      const float step = to_float(half) * *scales;
+      for (int64_t i = 0; i < std::min(layout.block, size - first); ++i) {
+        const int byte = from[(i / 8 * kColumnBlock + lane) * 4 + i % 4], code = i % 8 < 4 ? byte & 15 : byte >> 4;
+        out[first + i] = float(code - kNibbleOffset) * step;
+      }
     }
   });
 }
