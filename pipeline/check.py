@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from model_repo.runtime.engine_files import verify_engine
 from model_repo.runtime.errors import BadInput, GateFailed
 from model_repo.runtime.manifest import Manifest, sha256_of_json
 
@@ -176,7 +177,7 @@ def _code_problem(path: Path) -> str:
 def _copied_engine(name: str, engine: Path) -> Finding:
     what = f"{name}: engine by sha256"
     try:
-        Manifest.read(engine).verify_outputs(engine.parent)
+        verify_engine(Manifest.read(engine), engine.parent)
     except BadInput as error:
         return Finding(what, str(error))
     return Finding(what)

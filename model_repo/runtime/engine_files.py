@@ -18,6 +18,15 @@ EXAMPLE = "examples.npz"
 """Inputs that an engine of named tensors was tried on: '<run>.<place of the input>' -> array."""
 
 
+def verify_engine(manifest: Manifest, folder: Path) -> None:
+    """Hashes every file of an engine; a repository serves an image encoder from a folder of its own.
+
+    Raises BadInput naming the file that is missing or has changed since it was built.
+    """
+    sees = manifest.engine is not None and manifest.engine.image_encoder is not None
+    manifest.verify_outputs(folder, may_lack=manifest.details.get(ENCODER_ONLY, ()) if sees else ())
+
+
 class EngineFiles(NamedTuple):
     """What an engine's folder holds."""
 
@@ -36,8 +45,6 @@ class EngineFiles(NamedTuple):
         if manifest.engine is None:
             raise BadInput(f"{folder / ENGINE_MANIFEST} describes no engine; build it again")
         if verify:
-            # A repository serves an image encoder from a folder of its own.
-            elsewhere = manifest.details.get(ENCODER_ONLY, ()) if manifest.engine.image_encoder else ()
-            manifest.verify_outputs(folder, may_lack=elsewhere)
+            verify_engine(manifest, folder)
         tokenizer = folder / TOKENIZER
         return cls(manifest.engine, Tokenizer.load(tokenizer) if tokenizer.is_file() else None)

@@ -15,7 +15,6 @@ from click.testing import CliRunner
 from transformers import LlavaForConditionalGeneration
 
 from model_repo.backends.wire import unpack
-from model_repo.emit import emit
 from model_repo.runtime.engine import Engine
 from model_repo.runtime.errors import BadInput
 from model_repo.runtime.image_encoder import ImageEncoder
@@ -26,8 +25,9 @@ from model_repo.runtime.request import Request, SamplingParams
 from pipeline.builder import build
 from pipeline.cli import main
 from pipeline.client import complete, decoder_inputs, stream, tensor
-from pipeline.recipe import Recipe, ServeRecipe
+from pipeline.recipe import Recipe
 from pipeline.serve import Server, server
+from pipeline.workspace import REPOSITORY
 from tests.e2e.conftest import until
 from tests.export.tiny_llava import IMAGE_TOKEN, ROWS, generated, llava_checkpoint
 from tests.export.tiny_models import VOCABULARY
@@ -91,8 +91,8 @@ def recipe(folder: Path, **changed: dict[str, Any]) -> Recipe:
 @pytest.fixture(scope="module")
 def llava(tmp_path_factory: pytest.TempPathFactory) -> Built:
     root = tmp_path_factory.mktemp("llava")
-    checkpoint = llava_checkpoint(root / "tiny-llava")
-    build(recipe(checkpoint), root / "out", stages=("export", "fuse", "lower", "compile"))
+    checkpoint = llava_checkpoint(root / "llava")
+    build(recipe(checkpoint), root / "out")
     model = LlavaForConditionalGeneration.from_pretrained(checkpoint)
     expected = [
         generated(model, checkpoint, expanded(case), [PICTURES[place] for place in case.pictures], TOKENS)
@@ -276,11 +276,23 @@ def test_what_is_for_plain_decoders_only_says_so(llava: Built, tmp_path: Path) -
         assert "a vision-language model" in " ".join(result.output.split())
 
 
+def test_the_build_is_whole_and_holds_each_graph_once(llava: Built) -> None:
+    """Of a repository, the engine loop lacks the image encoder's files and the image encoder those of the loop."""
+    result = CliRunner().invoke(main, ["check", str(llava.folder)])
+    assert result.exit_code == 0, result.output
+    found = {
+        path.relative_to(llava.folder / REPOSITORY).parts[0]: path
+        for path in (llava.folder / REPOSITORY).glob("*/1/*/*.onnx")
+    }
+    assert {model: path.name for model, path in found.items()} == {
+        "llava_generate": "engine.onnx",
+        "llava_images": "engine.encoder.onnx",
+    }
+
+
 @pytest.fixture(scope="module")
-def serving(llava: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    repository = tmp_path_factory.mktemp("served") / "repository"
-    emit([("llava", llava.folder)], repository, ServeRecipe())
-    with server(repository, drain_seconds=5) as running:
+def serving(llava: Built) -> Iterator[Server]:
+    with server(llava.folder / REPOSITORY, drain_seconds=5) as running:
         yield running
 
 
