@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from model_repo.runtime.prompt_embeds import PIXELS
+from pipeline.export.positions import positions_given
 from pipeline.export.sentence import dense_modules
 
 from .cross import encoder_arrays
@@ -77,9 +78,14 @@ def _seeing_logits(
 def _attending_logits(
     model: PreTrainedModel, ids: Sequence[int], name: str, array: npt.NDArray[Any]
 ) -> npt.NDArray[np.float32]:
-    """float32 [len(ids), vocab] of an encoder-decoder whose encoder gets `array` as its input `name`."""
-    source = {name: torch.from_numpy(array)}
-    logits = model(**source, decoder_input_ids=torch.tensor([ids]), use_cache=False).logits
+    """float32 [len(ids), vocab] of an encoder-decoder whose encoder gets `array` as its input `name`.
+
+    Every token counts, as it does where tokens come one by one: without a cache, models of the M2M-100 kind skip
+    padding, and the inputs are random.
+    """
+    encoded = model.get_encoder()(**{name: torch.from_numpy(array)})
+    with positions_given(model, torch.arange(len(ids))):
+        logits = model(encoder_outputs=encoded, decoder_input_ids=torch.tensor([ids]), use_cache=False).logits
     return np.asarray(logits[0].float().numpy(), np.float32)
 
 
