@@ -79,6 +79,10 @@ class FuseRecipe(Section):
     """Rewriting the graph into fewer nodes."""
 
     disable: tuple[str, ...] = setting((), "names of fusion rules to leave out")
+    equalize: bool = setting(
+        False,
+        "neighbouring convolutions share the ranges of the channels between them, before anything is rounded",
+    )
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,9 @@ class QuantizeRecipe(Section):
     precision: str = setting("fp32", "arithmetic and weights of the engine", choices=PRECISIONS)
     kv_dtype: str = setting("float32", "element type of the key and value pools", choices=KV_DTYPES)
     algorithm: str = setting("rtn", "how weights are rounded", choices=ALGORITHMS)
+    bias_correction: bool = setting(
+        False, "biases of quantized convolutions take up the mean error of their weights' codes"
+    )
     block: int = setting(32, "inputs of a weight that share a scale, where scales go by blocks: 32, 64, 128")
     layers: str | None = setting(
         None, "precision mixed: a JSON file with the precision of each weight by its name"

@@ -43,7 +43,7 @@ def engine_session(graph: Path) -> ort.InferenceSession:
 
 def has_convolutions(model: ir.Model) -> bool:
     """Whether a compiled graph has convolutions whose layout is chosen where it is loaded."""
-    return any(node.op_type in ("Conv", "FusedConv") for node in model.graph)
+    return any(node.op_type in ("Conv", "FusedConv", "QLinearConv") for node in model.graph)
 
 
 def uses_plugin(model: ir.Model) -> bool:

@@ -10,6 +10,8 @@ from model_repo.runtime.errors import BadInput
 
 from .precisions import LayerSchemes
 
+_SYMMETRIC = Scheme("int8")
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -18,6 +20,10 @@ class Policy:
     Inputs of products (MatMul and Gemm with a constant matrix) are quantized, once for all products that read the
     same tensor; sums of residual branches, attention and normalization stay in floating point. Both operands of a
     product are quantized, or its weight alone where the precision says so.
+
+    Convolutions (precision int8) have int8 weights with a scale an output channel; `convolved` is the scheme of what
+    they read, with one calibrated scale, rounded once for all that read the same tensor. What they give is rounded
+    only where the next one reads it.
 
     `smallest`: elements of a matrix below which it does not pay. `tables`: whether rows of Gather are quantized too;
     those that share their weight with a product always are. `static_only`: activations have one scale, fixed
@@ -32,6 +38,7 @@ class Policy:
     zero_points: bool = True
     refusal: str = ""
     refused: Mapping[str, str] = field(default_factory=dict)
+    convolved: Scheme = _SYMMETRIC
 
     def adapted(self, layer: LayerSchemes) -> LayerSchemes:
         """`layer` as this target runs it. Raises BadInput for schemes that it cannot."""
@@ -47,17 +54,25 @@ class Policy:
         return layer
 
 
+_TENSORRT = Policy(
+    "tensorrt",
+    tables=False,
+    static_only=True,
+    zero_points=False,
+    refusal="its QuantizeLinear takes no zero point other than 0; give a symmetric scheme",
+)
 _NO_HALVES = "ONNX Runtime has no 16-bit products on a CPU and would convert to float32 and back; take int8"
 
 POLICIES: Mapping[str, Policy] = {
-    "onnxruntime": Policy("onnxruntime", refused={"fp16": _NO_HALVES, "bf16": _NO_HALVES}),
-    "tensorrt": Policy(
-        "tensorrt",
-        tables=False,
-        static_only=True,
-        zero_points=False,
-        refusal="its QuantizeLinear takes no zero point other than 0; give a symmetric scheme",
+    "onnxruntime": Policy(
+        "onnxruntime",
+        refused={"fp16": _NO_HALVES, "bf16": _NO_HALVES},
+        convolved=Scheme(
+            "uint8", symmetric=False
+        ),  # after a ReLU zero is the lowest code, and none is unused
     ),
+    "tensorrt": _TENSORRT,
+    "tensorrt-rtx": replace(_TENSORRT, target="tensorrt-rtx"),
 }
 
 

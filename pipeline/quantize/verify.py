@@ -12,6 +12,8 @@ from plugins.schemas import DOMAIN, FAKE_QUANTIZE_TOKENS
 
 from .precisions import LayerSchemes
 
+_PRODUCTS = ("MatMul", "Gemm", "Conv")
+
 if TYPE_CHECKING:
     from .write import Written
 
@@ -26,7 +28,7 @@ def verify(model: ir.Model, written: Written) -> None:
 def _products(model: ir.Model, wanted: Mapping[str, LayerSchemes]) -> list[str]:
     problems, seen = [], set()
     for node in model.graph:
-        if node.op_type not in ("MatMul", "Gemm") or node.domain != "":
+        if node.op_type not in _PRODUCTS or node.domain != "":
             continue
         name = node.name or ""
         layer = wanted.get(name)
@@ -50,9 +52,7 @@ def _strays(model: ir.Model) -> list[str]:
         if not (_is_dequantized(node.outputs[0]) or _is_fake(node)):
             continue
         for reader, place in node.outputs[0].uses():
-            fits = (reader.op_type in ("MatMul", "Gemm") and place < 2) or (
-                reader.op_type == "Gather" and place == 0
-            )
+            fits = (reader.op_type in _PRODUCTS and place < 2) or (reader.op_type == "Gather" and place == 0)
             if not fits:
                 problems.append(f"{reader.op_type} {reader.name} reads the quantized {node.outputs[0].name}")
     return problems

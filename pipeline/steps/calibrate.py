@@ -23,6 +23,8 @@ PACKAGES = ("onnx", "onnx-ir", "onnxruntime", "tokenizers", "ml_dtypes", "pillow
 
 STATIC_PRECISIONS = frozenset(("fp8",))
 """Precisions whose activations have ranges fixed beforehand; others compute them for each token, or need none."""
+CONVOLVED_PRECISIONS = frozenset(("int8", "mixed"))
+"""Precisions that convolutions are quantized with, what they read by ranges fixed beforehand, where data is given."""
 STATIC_KV_DTYPES = frozenset(("int8", "fp8"))
 """Element types of pools whose scales are fixed beforehand."""
 
@@ -30,19 +32,25 @@ STATIC_KV_DTYPES = frozenset(("int8", "fp8"))
 def needed(recipe: Recipe) -> bool:
     """Whether a build of this recipe calibrates."""
     quantize = recipe.quantize
-    return quantize.precision in STATIC_PRECISIONS or quantize.kv_dtype in STATIC_KV_DTYPES
+    fixed = quantize.precision in STATIC_PRECISIONS or quantize.kv_dtype in STATIC_KV_DTYPES
+    return fixed or convolves(recipe)
+
+
+def convolves(recipe: Recipe) -> bool:
+    """Whether a build of this recipe quantizes the model's convolutions, should it have some."""
+    return recipe.quantize.precision in CONVOLVED_PRECISIONS and recipe.calibrate.data is not None
 
 
 def ruler(recipe: Recipe) -> Ruler:
     """How this recipe chooses ranges. Raises BadInput for a method that its format has no use for."""
     from calibration.ranges import Ruler
     from calibration.schemes import Scheme
+    from pipeline.quantize.policy import policy_of
 
-    chosen = Ruler(
-        recipe.calibrate.method,
-        Scheme("e4m3" if recipe.quantize.precision == "fp8" else "int8"),
-        recipe.calibrate.percentile,
-    )
+    scheme = Scheme("e4m3" if recipe.quantize.precision == "fp8" else "int8")
+    if convolves(recipe):
+        scheme = policy_of(recipe.target.name, recipe.quantize.precision).convolved
+    chosen = Ruler(recipe.calibrate.method, scheme, recipe.calibrate.percentile)
     chosen.observer()
     return chosen
 

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from model_repo.runtime.errors import BadInput
 from pipeline.stages import Product, Stage
 from pipeline.workspace import EXPORTED, FUSED
 
 from .context import PARITY_CODE, BuildContext, graph_files
 
-CODE = ("pipeline/fuse", "pipeline/steps/fuse.py", "pipeline/steps/encoder_graph.py", *PARITY_CODE)
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+CODE = (
+    "pipeline/fuse",
+    "pipeline/steps/fuse.py",
+    "pipeline/steps/encoder_graph.py",
+    "calibration/equalizing.py",
+    "calibration/linear_layers.py",
+    "calibration/algorithms/equalization.py",
+    *PARITY_CODE,
+)
 PACKAGES = ("onnx", "onnx-ir", "onnxruntime")
+EQUALIZATION = "equalization"
+"""What the origins of equalized convolutions have in `folded`."""
 
 
 def stage(context: BuildContext) -> Stage:
@@ -38,6 +54,7 @@ def _run(context: BuildContext) -> Product:
     facts = context.facts
     max_length = facts.max_length if facts.kind == "decoder" else None
     report = fuse(model, context.recipe.fuse, max_length=max_length)
+    equalized = _equalized(model) if context.recipe.fuse.equalize else ()
     saved = save_graph(model, context.workspace.staged(FUSED))
     encoder = rewritten(
         context, EXPORTED, FUSED, lambda graph: fuse(graph, context.recipe.fuse, max_length=None)
@@ -47,5 +64,24 @@ def _run(context: BuildContext) -> Product:
         {FUSED: saved.graph, **encoder.files},
         shared=sorted({*saved.weights, *encoder.weights}),
         parity=parity,
-        details={"fusion": report.to_dict()},
+        details={"fusion": report.to_dict(), "equalized": len(equalized)},
     )
+
+
+def _equalized(model: ir.Model) -> list[str]:
+    """Equalizes neighbouring convolutions, with a note in the origin of each weight that changed.
+
+    Raises BadInput where no two of them are neighbours.
+    """
+    from calibration.equalizing import ACTIVATIONS, equalize_convolutions, pairs
+    from pipeline.fuse.weights import note_folded
+
+    if not pairs(model):
+        raise BadInput(
+            "fuse.equalize is on, and the model has no two convolutions one after the other with at most "
+            f"{', '.join(ACTIVATIONS[:-1])} between them; build it without --equalize"
+        )
+    names = equalize_convolutions(model)
+    for name in names:
+        note_folded(model.graph.initializers[name], EQUALIZATION)
+    return names

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from calibration.linear_layers import LinearLayer
-    from calibration.schemes import Quantized
+    from calibration.schemes import Quantized, Scheme
+    from pipeline.quantize.nodes import ActivationScale
     from pipeline.quantize.precisions import LayerSchemes
-    from pipeline.quantize.write import ActivationScale, Rounder
+    from pipeline.quantize.write import Rounder
 
 CODE = ("pipeline/quantize", "pipeline/steps/quantize.py", "calibration", "plugins/cpu", *PARITY_CODE)
 PACKAGES = ("onnx", "onnx-ir", "onnxruntime", "ml_dtypes")
@@ -70,6 +71,7 @@ def _inputs(context: BuildContext) -> list[Path]:
 
 def _run(context: BuildContext) -> Product:
     from pipeline.graph import load_graph, save_graph
+    from pipeline.quantize.convolutions import convolution_schemes
     from pipeline.quantize.kv import quantize_pools
     from pipeline.quantize.policy import policy_of
     from pipeline.quantize.precisions import schemes_of
@@ -86,8 +88,10 @@ def _run(context: BuildContext) -> Product:
     model = load_graph(before)
     float_bytes = _bytes(model)
     layers = layers_of(model, policy)
-    chosen = _chosen(Path(recipe.layers), layers) if recipe.layers is not None else None
-    schemes = schemes_of(recipe, [layer.name for layer in layers], chosen)
+    convolved = _convolved(context, model)
+    names = [layer.name for layer in layers]
+    chosen = _chosen(Path(recipe.layers), {*names, *convolved}) if recipe.layers is not None else None
+    schemes = schemes_of(recipe, names, chosen)
     if recipe.algorithm == CHECKPOINT:
         codes = _of_checkpoint(context, layers, schemes)
         schemes = {name: schemes[name] for name in codes}
@@ -95,6 +99,10 @@ def _run(context: BuildContext) -> Product:
         rounder: Rounder = lambda name, weight, scheme: codes[name]  # noqa: E731
     else:
         rounder = _rounder(context, model, schemes)
+    if convolved:
+        schemes |= convolution_schemes(model, policy, recipe.precision, chosen)
+    if recipe.bias_correction:
+        _correct_biases(context, model, schemes)
     written = write(model, policy, schemes, rounder, _scales(context))
     verify(model, written)
     if recipe.kv_dtype != "float32":
@@ -112,6 +120,41 @@ def _run(context: BuildContext) -> Product:
     return Product({QUANTIZED: saved.graph}, shared=saved.weights, parity=parity, details=details)
 
 
+def _convolved(context: BuildContext, model: ir.Model) -> list[str]:
+    """Weights of convolutions that are quantized. Raises BadInput: their biases are to be corrected, and none is."""
+    from pipeline.quantize.convolutions import convolutions
+
+    recipe = context.recipe
+    found = [layer.name for layer in convolutions(model)]
+    if calibrate.convolves(recipe) and found:
+        return found
+    if recipe.quantize.bias_correction:
+        raise BadInput(
+            f"quantize.bias_correction is on, and no convolution is quantized ({len(found)} in the model); precisions "
+            "int8 and mixed quantize them on calibration data (--data)"
+        )
+    if recipe.quantize.precision in calibrate.CONVOLVED_PRECISIONS and found:
+        context.progress.say(
+            f"{len(found)} convolutions stay in floating point; with calibration data (--data) they are quantized"
+        )
+    return []
+
+
+def _correct_biases(context: BuildContext, model: ir.Model, schemes: Mapping[str, LayerSchemes]) -> None:
+    """Biases of convolutions take up the mean error of their weights' codes. Raises BadInput as calibration does."""
+    from calibration.batches import Batches
+    from pipeline.quantize.bias import channel_means, correct_biases
+    from pipeline.quantize.convolutions import convolutions
+
+    layers = [layer for layer in convolutions(model) if layer.name in schemes]
+    names = list(dict.fromkeys(layer.inputs.name or "" for layer in layers))
+    batches = Batches(context.facts, calibrate.samples_of(context).items)
+    threads = context.recipe.target.threads
+    correct_biases(
+        model, schemes, channel_means(context.workspace.path(FUSED), names, batches, threads=threads)
+    )
+
+
 def _bytes(model: ir.Model) -> int:
     """Bytes of all constants of a graph."""
     return sum(
@@ -121,7 +164,7 @@ def _bytes(model: ir.Model) -> int:
     )
 
 
-def _chosen(path: Path, layers: list[LinearLayer]) -> dict[str, str]:
+def _chosen(path: Path, known: set[str]) -> dict[str, str]:
     """The precision of each weight, as a file says. Raises BadInput: unreadable, unknown weight or precision."""
     from pipeline.quantize.precisions import LAYER_PRECISIONS
 
@@ -129,12 +172,13 @@ def _chosen(path: Path, layers: list[LinearLayer]) -> dict[str, str]:
         given = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise BadInput(f"quantize.layers: {path} is not readable JSON ({error})") from error
-    known = {layer.name for layer in layers}
     if not isinstance(given, dict):
         raise BadInput(f"quantize.layers: {path} must hold an object of weight name to precision")
     for name, precision in given.items():
         if name not in known:
-            raise BadInput(f"quantize.layers: {path} names {name!r}, which is no weight of a product here")
+            raise BadInput(
+                f"quantize.layers: {path} names {name!r}, which is no weight that is quantized here"
+            )
         if precision not in LAYER_PRECISIONS:
             raise BadInput(
                 f"quantize.layers: {path} gives {name!r} precision {precision!r}; known: {', '.join(LAYER_PRECISIONS)}"
@@ -154,8 +198,15 @@ def _scales(context: BuildContext) -> ActivationScale | None:
     """Scales of activations that are fixed beforehand; None where there are none."""
     if not calibrate.needed(context.recipe):
         return None
+    from pipeline.quantize.nodes import Step
+
     ranges = _ranges(context)
-    return lambda name, scheme: float(ranges.scales_of(name, scheme)[0])
+
+    def step_of(name: str, scheme: Scheme) -> Step:
+        scale, zero = ranges.scales_of(name, scheme)
+        return Step(float(scale), 0 if zero is None else int(zero))
+
+    return step_of
 
 
 def _of_checkpoint(

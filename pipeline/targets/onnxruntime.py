@@ -57,9 +57,12 @@ class OnnxRuntimeTarget:
         """
         from plugins.pools import drop_pool_outputs
 
+        from .convolutions import lower_convolutions
         from .quantized import lower_products
 
-        lower_products(model)
+        # An encoder has two rows at least, and is asked for exact numbers more than for single tokens' speed.
+        lower_products(model, float_activations=kind == "encoder")
+        lower_convolutions(model)
         _multiply_by_rows(model)
         if kind == "decoder":
             drop_pool_outputs(model)

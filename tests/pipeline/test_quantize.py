@@ -18,6 +18,7 @@ from model_repo.runtime.errors import BadInput, SlipwayError
 from pipeline import BuildResult, Recipe, build
 from pipeline.cli import main
 from pipeline.graph import load_graph
+from pipeline.quantize.nodes import Step
 from pipeline.quantize.policy import POLICIES, policy_of
 from pipeline.quantize.precisions import LayerSchemes, layer_schemes
 from pipeline.quantize.tables import free_tables
@@ -115,9 +116,9 @@ def test_static_activations_take_the_calibrated_scale_and_weights_follow_their_l
     model = branches()
     asked = []
 
-    def scale_of(name: str, scheme: Scheme) -> float:
+    def scale_of(name: str, scheme: Scheme) -> Step:
         asked.append((name, str(scheme)))
-        return 0.05
+        return Step(0.05)
 
     written = write(model, TENSORRT, all_of(layer_schemes("int8", 32)), scale_of=scale_of)
     verify(model, written)
@@ -136,7 +137,7 @@ def test_asymmetric_activations_are_refused_for_tensorrt_with_the_reason() -> No
     with pytest.raises(
         BadInput, match=r"'tensorrt' takes no asymmetric activations .* no zero point other than 0"
     ):
-        write(branches(), TENSORRT, all_of(asymmetric), scale_of=lambda name, scheme: 1.0)
+        write(branches(), TENSORRT, all_of(asymmetric), scale_of=lambda name, scheme: Step(1.0))
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
