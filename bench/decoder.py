@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from rich.progress import Progress
 
-from bench.peers import LlamaCpp, Transformers
+from bench.peers import LlamaCpp, OpenVino, Transformers
 from bench.shape import SMOLLM2_135M, write_checkpoint, write_gguf
 from bench.table import ratio_of_medians, report
 
@@ -49,7 +49,11 @@ class Slipway(NamedTuple):
         return float(figures["tokens_per_second"])
 
 
-def workloads(engine: Slipway | LlamaCpp | Transformers) -> dict[str, Callable[[], float]]:
+Peer = Slipway | LlamaCpp | Transformers | OpenVino
+"""What can be measured beside each other."""
+
+
+def workloads(engine: Peer) -> dict[str, Callable[[], float]]:
     """What is measured, by its name in the table."""
     return {
         "16 streams, decode from 128 tokens": lambda: engine.decode(16, CONTEXT, STEPS),
@@ -58,9 +62,7 @@ def workloads(engine: Slipway | LlamaCpp | Transformers) -> dict[str, Callable[[
     }
 
 
-def in_turn(
-    engines: Mapping[str, Slipway | LlamaCpp | Transformers], rounds: int
-) -> dict[str, dict[str, list[float]]]:
+def in_turn(engines: Mapping[str, Peer], rounds: int) -> dict[str, dict[str, list[float]]]:
     """Tokens per second of every round, by workload and engine; the engines take turns."""
     names = list(workloads(next(iter(engines.values()))))
     runs: dict[str, dict[str, list[float]]] = {name: {engine: [] for engine in engines} for name in names}

@@ -1,4 +1,4 @@
-"""The peers: llama.cpp's own benchmarks and transformers' `generate`, on the same shape and threads.
+"""The peers: llama.cpp's own benchmarks, transformers' `generate` and OpenVINO GenAI, on the same shape and threads.
 
 Each function runs one measurement in a process of its own and returns tokens per second.
 """
@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
+
+_OPENVINO = Path(__file__).with_name("openvino_run.py")
 
 
 class LlamaCpp(NamedTuple):
@@ -55,6 +57,38 @@ class Transformers(NamedTuple):
         arguments = [kind, self.checkpoint, self.threads, streams, context, steps]
         command = [sys.executable, "-m", "bench.peers", *map(str, arguments)]
         return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+class OpenVino(NamedTuple):
+    """OpenVINO GenAI's continuous batching on a folder that `bench/openvino_run.py convert` made."""
+
+    python: str
+    """Of an environment with openvino-genai."""
+    folder: Path
+    threads: int
+
+    @classmethod
+    def converted(cls, python: str, checkpoint: Path, folder: Path, threads: int) -> OpenVino:
+        """With int8 weights, made in `folder` from a checkpoint unless they are there."""
+        if not folder.is_dir():
+            partial = folder.with_name(f"{folder.name}.partial")
+            subprocess.run([python, "-P", _OPENVINO, "convert", checkpoint, partial], check=True)
+            partial.rename(folder)
+        return cls(python, folder, threads)
+
+    def prefill(self, tokens: int) -> float:
+        """Prompt tokens per second for one prompt of `tokens`."""
+        return self._run("prefill", 1, tokens, 0)
+
+    def decode(self, streams: int, context: int, steps: int) -> float:
+        """Generated tokens per second over all streams, each starting from `context` tokens."""
+        return self._run("decode", streams, context, steps)
+
+    def _run(self, kind: str, streams: int, context: int, steps: int) -> float:
+        arguments = [kind, self.folder, self.threads, streams, context, steps]
+        command = [self.python, "-P", _OPENVINO, *arguments]
+        output = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True).stdout
+        return float(output.splitlines()[-1])
 
 
 def _measure_transformers(

@@ -1,8 +1,10 @@
-"""Our quantization schemes against our float32 and llama.cpp's: `python -m bench.quantization --llama-cpp FOLDER`.
+"""Our quantization schemes against our float32 and others': `python -m bench.quantization --llama-cpp FOLDER`.
 
 SmolLM2-135M's shape with random weights, the same threads for all. The engines run in alternation, each measurement
 in a process of its own; what is compared is the median of the rounds. Engines and GGUF files are made first and kept
-in `--output` (`--build-only` ends there). llama.cpp's Q4_0 has its embedding in Q4_0 too.
+in `--output` (`--build-only` ends there). llama.cpp's Q4_0 has its embedding in Q4_0 too. `--openvino PYTHON` adds
+OpenVINO GenAI with int8 weights; PYTHON is the interpreter of an environment with it: `python3.11 -m venv DIR;
+DIR/bin/pip install torch==2.13.0 openvino openvino-genai openvino-tokenizers optimum-intel nncf requests`.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from statistics import median
 from typing import Any
 
 from bench.decoder import Slipway, in_turn
-from bench.peers import LlamaCpp
+from bench.peers import LlamaCpp, OpenVino
 from bench.shape import SMOLLM2_135M, write_checkpoint, write_gguf
 from bench.table import ratio_of_medians, report
 
@@ -83,6 +85,7 @@ def weight_bytes(engine: Path) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--llama-cpp", type=Path, help="folder of llama-bench and llama-batched-bench")
+    parser.add_argument("--openvino", metavar="PYTHON", help="Python of an environment with OpenVINO GenAI")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path("build/bench"))
@@ -92,12 +95,16 @@ def main() -> None:
 
     checkpoint = write_checkpoint(SMOLLM2_135M, options.output / "smollm2-135m")
     folders = build_engines(checkpoint, options.output / "quantized")
-    engines: dict[str, Slipway | LlamaCpp] = {
+    engines: dict[str, Slipway | LlamaCpp | OpenVino] = {
         name: Slipway(folder, options.threads, {}) for name, folder in folders.items()
     }
     for kind in PEERS if options.llama_cpp else ():
         gguf = write_gguf(SMOLLM2_135M, checkpoint, options.output / f"smollm2-135m.{kind}.gguf", kind)
         engines[f"llama.cpp {kind}"] = LlamaCpp(options.llama_cpp, gguf, options.threads)
+    if options.openvino:
+        engines["OpenVINO GenAI int8"] = OpenVino.converted(
+            options.openvino, checkpoint, options.output / "smollm2-135m.openvino", options.threads
+        )
     if options.build_only:
         return
 

@@ -7,6 +7,7 @@ the checkpoint's: that is refused, as is whatever does not mean the very numbers
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from calibration.checkpoints.reading import QuantizedCheckpoint
 from calibration.linear_layers import LinearLayer
 from calibration.schemes import Quantized, Scheme, dequantize
 from model_repo.runtime.errors import BadInput
@@ -60,6 +62,30 @@ def imported(
             "from one; choose another algorithm"
         )
     return found
+
+
+def input_scales(layers: Sequence[LinearLayer], checkpoint: QuantizedCheckpoint) -> dict[str, float]:
+    """Fixed scales of activations that the checkpoint brings, by the name of the tensor that `layers` multiply.
+
+    Weights that read one tensor may have scales of their own (query, key and value); the largest covers what each of
+    them covers. A tensor that some weight has no scale for is left out. Raises BadInput for a scale that is no positive
+    number.
+    """
+    found: dict[str, float] = {}
+    lacking: set[str] = set()
+    for layer in layers:
+        name = layer.inputs.name or ""
+        for origin in read_origin(layer.weight):
+            scale = checkpoint.input_scale(origin.parameter)
+            if scale is None:
+                lacking.add(name)
+                continue
+            if not 0 < scale < math.inf:
+                raise BadInput(
+                    f"the checkpoint's input_scale of {origin.parameter} is {scale}; it must be finite and above zero"
+                )
+            found[name] = max(scale, found.get(name, 0.0))
+    return {name: scale for name, scale in found.items() if name not in lacking}
 
 
 def _slice(whole: Quantized, origin: Origin) -> Quantized:
