@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import Any
 
 from model_repo.runtime.errors import BadInput
 
@@ -21,6 +22,7 @@ from .recipe import Recipe
 from .stages import Parity, Product, Progress, Runner, Silent, Stage, StageRow
 from .steps import calibrate as calibrate_step
 from .steps import compile as compile_step
+from .steps import compile_plan as compile_plan_step
 from .steps import emit as emit_step
 from .steps import evaluate as evaluate_step
 from .steps import export as export_step
@@ -28,10 +30,8 @@ from .steps import fuse as fuse_step
 from .steps import lower as lower_step
 from .steps import quantize as quantize_step
 from .steps.context import BuildContext
+from .targets import get_target
 from .workspace import ALL_MANIFESTS, BUILD, ENGINE, RECIPE, REPOSITORY, STAGING, Workspace
-
-if TYPE_CHECKING:
-    from .recipe import Tolerance
 
 STEPS: Mapping[str, Callable[[BuildContext], Stage]] = {
     "export": export_step.stage,
@@ -39,14 +39,22 @@ STEPS: Mapping[str, Callable[[BuildContext], Stage]] = {
     "calibrate": calibrate_step.stage,
     "quantize": quantize_step.stage,
     "lower": lower_step.stage,
-    "compile": compile_step.stage,
+    "compile": lambda context: _compiling(context).stage(context),
     "evaluate": evaluate_step.stage,
     "emit": emit_step.stage,
 }
 """All stages in the order in which they run."""
 
+
+def _compiling(context: BuildContext) -> ModuleType:
+    """The module of the stage compile for the recipe's target."""
+    executed = get_target(context.recipe.target.name).descriptor.executed
+    return compile_step if executed else compile_plan_step
+
+
 EXTRA: Mapping[str, Callable[[Recipe], bool]] = {
     "calibrate": calibrate_step.needed,
+    "emit": emit_step.needed,
     "evaluate": evaluate_step.needed,
     "quantize": quantize_step.needed,
 }
@@ -68,8 +76,10 @@ class BuildResult:
 
     @property
     def engine(self) -> Path:
-        """The compiled engine's graph."""
-        return self.folder / ENGINE
+        """The compiled engine's file."""
+        manifest = Workspace(self.folder).manifest("compile")
+        spec = None if manifest is None else manifest.engine
+        return self.folder / (ENGINE if spec is None else spec.graph)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -108,6 +118,7 @@ def build(
     context.progress = watcher
     with missing_packages(), write_errors(folder, 0, free):
         workspace.check_is_ours()
+        get_target(recipe.target.name).check(recipe)
         if context.exports:
             context.source  # noqa: B018  # refuses a bad source before anything is written
             _check_room_for_all(context, names, steps, free)
@@ -160,15 +171,16 @@ def _run(
 
 def _gated(stage: Stage, context: BuildContext) -> Stage:
     """The stage with the recipe's tolerance, where the recipe has one for it."""
-    loose = context.recipe.quantize.quantizes and stage.name in ("lower", "compile")
-    tolerance: Tolerance | None = getattr(context.recipe.parity, "codes" if loose else stage.name, None)
+    tolerance = context.recipe.parity.of(stage.name, context.recipe.quantize)
     if tolerance is None:
         return stage
 
     def judge(parity: Parity) -> None:
         from .parity.compare import gate
 
-        gate(stage.name, parity, tolerance)
+        gate(
+            stage.name, parity, tolerance, context.recipe.parity.setting(stage.name, context.recipe.quantize)
+        )
 
     def diagnose(product: Product) -> Sequence[str]:
         from .steps.locating import diagnosis

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 
 from model_repo.runtime.engine_files import verify_engine
 from model_repo.runtime.errors import BadInput, GateFailed
+from model_repo.runtime.executed import EXECUTED
 from model_repo.runtime.manifest import Manifest, sha256_of_json
 
+from .builder import stages_of
 from .recipe import Recipe
 from .workspace import ALL_MANIFESTS, EXTRA_MANIFESTS, RECIPE, REPOSITORY, WEIGHTS, Workspace
 
@@ -36,7 +38,7 @@ def check(folder: Path) -> list[Finding]:
     findings: list[Finding] = []
     manifests: dict[str, Manifest] = {}
     for stage in ALL_MANIFESTS:
-        findings += _stage(workspace, stage, manifests)
+        findings += _stage(workspace, stage, manifests, optional=_optional(workspace, stage))
     findings += _parity(workspace, manifests)
     if "emit" in manifests:
         findings += _repository(workspace.path(REPOSITORY))
@@ -54,7 +56,19 @@ def verdict(findings: list[Finding]) -> None:
     raise GateFailed(words) if all(finding.gate for finding in problems) else BadInput(words)
 
 
-def _stage(workspace: Workspace, stage: str, manifests: dict[str, Manifest]) -> Iterator[Finding]:
+def _optional(workspace: Workspace, stage: str) -> bool:
+    """Whether a build may lack the stage: the recipe that lies there does not have it."""
+    if stage in EXTRA_MANIFESTS:
+        return True
+    try:
+        return stage not in stages_of(Recipe.load(workspace.path(RECIPE)))
+    except BadInput:
+        return False  # unreadable, which is told of the recipe itself
+
+
+def _stage(
+    workspace: Workspace, stage: str, manifests: dict[str, Manifest], optional: bool
+) -> Iterator[Finding]:
     """The stage's manifest, its files, and whether it was made from what lies there now."""
     name = ALL_MANIFESTS[stage]
     try:
@@ -62,7 +76,7 @@ def _stage(workspace: Workspace, stage: str, manifests: dict[str, Manifest]) -> 
     except BadInput as error:
         yield Finding(name, str(error))
         return
-    if manifest is None and stage in EXTRA_MANIFESTS:
+    if manifest is None and optional:
         return
     if manifest is None:
         yield Finding(name, "missing; run slipway build again")
@@ -115,15 +129,16 @@ def _parity(workspace: Workspace, manifests: dict[str, Manifest]) -> Iterator[Fi
         return
     yield Finding(RECIPE)
     for stage, manifest in manifests.items():
-        tolerance = getattr(recipe.parity, stage, None)
-        if tolerance is None:
+        tolerance = recipe.parity.of(stage, recipe.quantize)
+        built_only = manifest.engine is not None and manifest.engine.target not in EXECUTED
+        if tolerance is None or built_only:
             continue
         what = f"{stage}: parity, {in_words(manifest.parity)}"
         if isinstance(manifest.parity, str):
             yield Finding(what, "it was not measured", gate=True)
             continue
         try:
-            gate(stage, manifest.parity, tolerance)
+            gate(stage, manifest.parity, tolerance, recipe.parity.setting(stage, recipe.quantize))
             yield Finding(what)
         except GateFailed as error:
             yield Finding(what, str(error), gate=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from model_repo.runtime.errors import BadInput
 
+from .plan_report import PlanReport, inspect_plan
 from .stages import StageRow
 from .workspace import ALL_MANIFESTS, Workspace
 
@@ -51,16 +52,18 @@ class GraphReport:
 
 @dataclass(frozen=True)
 class FolderReport:
-    """A build's folder: its stages, and the graph that each stage left."""
+    """A build's folder: its stages, the graph that each stage left, and the engine where that is no graph."""
 
     stages: Sequence[StageRow]
     graphs: Mapping[str, GraphReport]
+    plan: PlanReport | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {
             "stages": [asdict(row) for row in self.stages],
             "graphs": {stage: report.to_dict() for stage, report in self.graphs.items()},
+            "plan": None if self.plan is None else self.plan.to_dict(),
         }
 
 
@@ -92,18 +95,21 @@ def inspect_folder(folder: Path) -> FolderReport:
     workspace = Workspace(folder)
     rows: list[StageRow] = []
     graphs: dict[str, GraphReport] = {}
+    plan: PlanReport | None = None
     for stage in ALL_MANIFESTS:
         manifest = workspace.manifest(stage)
         if manifest is None:
             continue
         size = sum(record.bytes for record in manifest.outputs)
         rows.append(StageRow(stage, True, manifest.seconds, size, manifest.parity))
-        if stage in GRAPH_STAGES:
+        if stage == "compile" and manifest.engine is not None and not manifest.engine.graph.endswith(".onnx"):
+            plan = inspect_plan(workspace.path(manifest.engine.graph))
+        elif stage in GRAPH_STAGES:
             (graph,) = (record.path for record in manifest.outputs if record.path.endswith(".onnx"))
             graphs[stage] = inspect_graph(workspace.path(graph))
     if not rows:
         raise BadInput(f"{folder} holds no build; give a folder that `slipway build` wrote, or a .onnx file")
-    return FolderReport(rows, graphs)
+    return FolderReport(rows, graphs, plan)
 
 
 def _tensor(value: ir.Value) -> TensorRow:

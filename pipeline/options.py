@@ -7,7 +7,12 @@ from typing import Any
 
 from .section import Section
 
-_NAMES = {("target", "name"): "--target", ("fuse", "disable"): "--disable-rule"}
+_NAMES = {
+    ("target", "name"): "--target",
+    ("target", "compute_capabilities"): "--compute-capability",
+    ("target", "max_sizes"): "--max-size",
+    ("fuse", "disable"): "--disable-rule",
+}
 
 
 def option_name(section: str, field: str) -> str:

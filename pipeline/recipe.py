@@ -7,22 +7,29 @@ with the field, the value and what is allowed. Nothing but the recipe changes wh
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, field
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from model_repo.runtime.errors import BadInput
 
+from .demands import AcceptRecipe as AcceptRecipe
+from .demands import ParityRecipe as ParityRecipe
+from .demands import Tolerance as Tolerance
 from .section import Section, setting
 
 MAX_LENGTH_CAP = 4096
 """Tokens: without `export.max_length`, the most that is taken of a model's own limit; caches grow with it."""
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-weights", "fp8", "int4", "w4a8", "mixed")
-KV_DTYPES = ("float32", "int8")
+KV_DTYPES = ("float32", "float16", "bfloat16", "int8")
 ALGORITHMS = ("rtn", "hqq", "gptq", "awq", "awq-gptq", "smoothquant", "adaround", "checkpoint")
 BLOCKS = (32, 64, 128)
-TARGETS = ("onnxruntime",)
+TARGETS = ("onnxruntime", "tensorrt-rtx", "tensorrt")
+FLOATS: Mapping[str, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+"""Precisions without codes, with the element type that pools have beside them."""
 CALIBRATION_METHODS = ("minmax", "average", "percentile", "entropy", "mse")
 
 MODEL = (
@@ -83,6 +90,10 @@ class FuseRecipe(Section):
         False,
         "neighbouring convolutions share the ranges of the channels between them, before anything is rounded",
     )
+    rotate: bool = setting(
+        False,
+        "turn the residual stream by a Hadamard matrix, folded into the weights, before anything is rounded",
+    )
 
 
 @dataclass(frozen=True)
@@ -104,8 +115,12 @@ class CalibrateRecipe(Section):
 class QuantizeRecipe(Section):
     """The numbers that the engine computes and stores in."""
 
-    precision: str = setting("fp32", "arithmetic and weights of the engine", choices=PRECISIONS)
-    kv_dtype: str = setting("float32", "element type of the key and value pools", choices=KV_DTYPES)
+    precision: str = setting(
+        "fp32", "arithmetic and weights of the engine; fp16 on TensorRT", choices=PRECISIONS
+    )
+    kv_dtype: str = setting(
+        "float32", "element type of the key and value pools; 16 bit on TensorRT", choices=KV_DTYPES
+    )
     algorithm: str = setting("rtn", "how weights are rounded", choices=ALGORITHMS)
     bias_correction: bool = setting(
         False, "biases of quantized convolutions take up the mean error of their weights' codes"
@@ -127,8 +142,8 @@ class QuantizeRecipe(Section):
 
     @property
     def quantizes(self) -> bool:
-        """Whether anything is stored in fewer bits than the exported model has."""
-        return self.precision != "fp32" or self.kv_dtype != "float32"
+        """Whether anything is stored as codes with a scale."""
+        return self.precision not in FLOATS or self.kv_dtype not in FLOATS.values()
 
 
 @dataclass(frozen=True)
@@ -146,14 +161,46 @@ class TargetRecipe(Section):
         minimum=1,
     )
     kv_cache_bytes: int = setting(512 * 2**20, "bytes of the key and value pools together", minimum=1)
+    compute_capabilities: tuple[str, ...] = setting(
+        (), "tensorrt-rtx: GPUs that the engine is compiled for, such as 8.9; default: any that it knows"
+    )
+    max_sizes: tuple[str, ...] = setting(
+        (), "TensorRT: NAME=SIZE, the most of a size that is known only at run time and has no bound"
+    )
+    optimization_level: int | None = setting(
+        None,
+        "TensorRT: how long the builder looks for faster kernels; default: its own",
+        minimum=0,
+        maximum=5,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for text in self.compute_capabilities:
+            if not re.fullmatch(r"[0-9]{1,2}\.[0-9]", text):
+                raise BadInput(f"target.compute_capabilities holds {text!r}; they look like 8.9 and 12.0")
+        if self.compute_capabilities and self.name != "tensorrt-rtx":
+            raise BadInput(
+                f"target.compute_capabilities is for target tensorrt-rtx; an engine of target {self.name} is made for "
+                "the machine that builds it"
+            )
+        self.largest_sizes  # noqa: B018  # refuses what is no NAME=SIZE
         if self.token_budget < self.max_batch:
             raise BadInput(
                 f"target.token_budget is {self.token_budget}; it must be at least target.max_batch "
                 f"({self.max_batch}), so that every sequence can advance by a token in each step"
             )
+
+    @property
+    def largest_sizes(self) -> dict[str, int]:
+        """`max_sizes` by name. Raises BadInput for what is no NAME=SIZE."""
+        sizes: dict[str, int] = {}
+        for text in self.max_sizes:
+            name, _, size = text.partition("=")
+            if not name or not size.isdecimal() or int(size) < 1:
+                raise BadInput(f"target.max_sizes holds {text!r}; it must be NAME=SIZE, as in height=224")
+            sizes[name] = int(size)
+        return sizes
 
     def resolved_num_blocks(self, bytes_per_token: int, max_length: int) -> int:
         """Cache blocks for `bytes_per_token` over all layers and sequences of up to `max_length` tokens."""
@@ -161,55 +208,6 @@ class TargetRecipe(Section):
             return self.num_blocks
         useful = self.max_batch * -(-max_length // self.block_size)
         return max(1, min(useful, self.kv_cache_bytes // (bytes_per_token * self.block_size)))
-
-
-@dataclass(frozen=True)
-class AcceptRecipe(Section):
-    """What an engine's accuracy on held-out data must be, beside float32; beyond it the build ends with exit code 3."""
-
-    max_perplexity_increase: str | None = setting(None, "such as 1%: decoders")
-    max_kl: float | None = setting(None, "nats: decoders and labels", minimum=0)
-    min_top1: float | None = setting(
-        None, "share of positions or rows with the same likeliest choice", minimum=0, maximum=1
-    )
-    min_cosine: float | None = setting(None, "mean cosine: embeddings, named tensors", minimum=-1, maximum=1)
-    min_retrieval: float | None = setting(
-        None, "share of sentences with the same nearest one: embeddings", minimum=0, maximum=1
-    )
-    data: str | None = setting(
-        None, "held-out .txt, or .npz for named tensors; default: the demo's held-out text"
-    )
-    tokens: int = setting(60_000, "tokens of held-out text scored at most", minimum=100)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.limits  # noqa: B018  # refuses what is no share
-
-    @property
-    def limits(self) -> tuple[tuple[str, str, float, str], ...]:
-        """Field, figure of the report, bound, and 'at most' or 'at least', for each rule that is set."""
-        increase = self.max_perplexity_increase
-        rules = (
-            ("max_perplexity_increase", "perplexity_increase", _share(increase), "at most"),
-            ("max_kl", "kl", self.max_kl, "at most"),
-            ("min_top1", "top1", self.min_top1, "at least"),
-            ("min_cosine", "mean_cosine", self.min_cosine, "at least"),
-            ("min_retrieval", "retrieval", self.min_retrieval, "at least"),
-        )
-        return tuple((name, figure, bound, way) for name, figure, bound, way in rules if bound is not None)
-
-
-def _share(text: str | None) -> float | None:
-    """1% or 0.01 as a number. Raises BadInput for what is neither."""
-    if text is None:
-        return None
-    try:
-        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise BadInput(f"accept.max_perplexity_increase is {text!r}; it must be a share such as 1% or 0.01")
-    return value
 
 
 @dataclass(frozen=True)
@@ -229,31 +227,6 @@ class ServeRecipe(Section):
 
 
 @dataclass(frozen=True)
-class Tolerance(Section):
-    """How far a stage may be from the one before it."""
-
-    min_cosine: float = setting(0.99999, "least cosine of any row of outputs", minimum=-1, maximum=1)
-    min_top1: float = setting(1.0, "least share of rows with the same largest logit", minimum=0, maximum=1)
-    max_relative: float = setting(
-        1e-3, "named tensors: largest difference of a row, relative to the row's norm", minimum=0
-    )
-
-
-@dataclass(frozen=True)
-class ParityRecipe(Section):
-    """Tolerance of each stage against the one before; beyond it the build ends with exit code 3."""
-
-    export: Tolerance = field(default_factory=Tolerance)  # exported graph against the torch module
-    fuse: Tolerance = field(default_factory=Tolerance)  # fused against exported graph
-    # quantized against fused graph: only what is broken falls below; `accuracy` judges the loss
-    quantize: Tolerance = field(default_factory=lambda: Tolerance(0.8, 0.5, 0.5))
-    lower: Tolerance = field(default_factory=Tolerance)  # lowered against fused graph
-    compile: Tolerance = field(default_factory=Tolerance)  # engine against lowered graph
-    # lower and compile of a quantized graph: an activation beside the border of two codes may go to either
-    codes: Tolerance = field(default_factory=lambda: Tolerance(0.995, 0.9, 0.1))
-
-
-@dataclass(frozen=True)
 class Recipe(Section):
     """One build, whole."""
 
@@ -268,9 +241,22 @@ class Recipe(Section):
     parity: ParityRecipe = field(default_factory=ParityRecipe)
 
     @classmethod
-    def for_model(cls, model: str) -> Recipe:
-        """All defaults for one model."""
-        return cls(SourceRecipe(model))
+    def for_model(cls, model: str, target: str = "onnxruntime") -> Recipe:
+        """All defaults for one model and target."""
+        return cls.from_dict({"source": {"model": model}, "target": {"name": target}})
+
+    @classmethod
+    def from_dict(cls, data: Any, where: str = "") -> Recipe:
+        """As `Section.from_dict`; a precision and a type of pools that are not given are the target's own."""
+        recipe = super().from_dict(data, where)
+        quantize, given = recipe.quantize, (data or {}).get("quantize") or {}
+        if recipe.target.name == "onnxruntime":
+            return recipe
+        if "precision" not in given:
+            quantize = replace(quantize, precision="fp16")
+        if "kv_dtype" not in given:
+            quantize = replace(quantize, kv_dtype=FLOATS.get(quantize.precision, "float16"))
+        return replace(recipe, quantize=quantize)
 
     @classmethod
     def load(cls, path: Path | str) -> Recipe:

@@ -44,6 +44,9 @@ class Progress(Protocol):
     def say(self, text: str) -> None:
         """One line for the user."""
 
+    def stand_aside(self) -> None:
+        """Something else draws on the terminal until the next call."""
+
 
 class Silent:
     """Progress that nobody watches."""
@@ -55,6 +58,8 @@ class Silent:
     def finished(self, row: StageRow) -> None: ...
 
     def say(self, text: str) -> None: ...
+
+    def stand_aside(self) -> None: ...
 
 
 @dataclass(frozen=True)

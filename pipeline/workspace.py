@@ -44,6 +44,8 @@ ACCURACY = "accuracy.json"
 ACCURACY_PICTURE = "accuracy.svg"
 QUANTIZED = "quantize.onnx"
 ENGINE = "engine.onnx"
+LAYERS = "layers.json"
+LAYERS_PICTURE = "layers.svg"
 REPOSITORY = "repository"
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -113,6 +115,8 @@ class Workspace:
         for record in manifest.outputs if manifest is not None else ():
             if "/" not in record.path:
                 self.path(record.path).unlink(missing_ok=True)
+        if stage == "emit" and self.path(REPOSITORY).is_dir():
+            shutil.rmtree(self.path(REPOSITORY))
 
     def sweep(self) -> None:
         """Removes what builds that were killed left here: staged files, and temporaries of single writes."""

@@ -13,14 +13,15 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from pipeline.inspect import GraphReport
+    from pipeline.plan_report import PlanReport
 
 
 @click.command("inspect")
-@click.argument("path", metavar="DIR|FILE.onnx", type=click.Path(path_type=Path))
+@click.argument("path", metavar="DIR|FILE.onnx|FILE.plan", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object instead of tables")
 @click.option("--fusion", is_flag=True, help="measure each fusion rule of a build on this CPU instead")
 def command(path: Path, as_json: bool, fusion: bool) -> None:
-    """Show nodes by operator, inputs, outputs, bytes and parity of a build, or of one ONNX file.
+    """Show nodes by operator, inputs, outputs, bytes and parity of a build, or of one ONNX file or plan.
 
     With --fusion: nodes and time that each fusion rule saves, and what it left alone and why.
     """
@@ -28,13 +29,18 @@ def command(path: Path, as_json: bool, fusion: bool) -> None:
         _show_fusion(path, as_json)
         return
     from pipeline.inspect import inspect_folder, inspect_graph
+    from pipeline.plan_report import SUFFIXES, inspect_plan
 
     from .screen import show, stage_table
 
+    plan = None
     if path.is_dir():
         report = inspect_folder(path)
         graphs, tables = report.graphs, [stage_table(report.stages)]
-        plain = report.to_dict()
+        plain, plan = report.to_dict(), report.plan
+    elif path.suffix in SUFFIXES:
+        plan = inspect_plan(path)
+        graphs, tables, plain = {}, [], plan.to_dict()
     else:
         graph = inspect_graph(path)
         graphs, tables = {path.name: graph}, []
@@ -42,7 +48,26 @@ def command(path: Path, as_json: bool, fusion: bool) -> None:
     if as_json:
         print(json.dumps(plain, indent=2))
         return
-    show(*tables, _operators(graphs), _tensors(graphs))
+    if graphs:
+        tables.append(_operators(graphs))
+    show(*tables, *(_plan(plan) if plan is not None else [_tensors(graphs)]))
+
+
+def _plan(plan: PlanReport) -> list[Table]:
+    """What is known of a plan, and what was made of it when it was built."""
+    from rich.table import Table
+
+    from pipeline.disk import in_words
+    from pipeline.targets.tensorrt.table import made_table, shapes_table
+
+    from .screen import add_row
+
+    table = Table("engine", "format", "bytes", "layers")
+    known = "as the builder reported them; deserializing the engine takes a GPU's driver"
+    missing = "not known: no record of its build lies beside it, and deserializing it takes a GPU's driver"
+    found = missing if plan.record is None else known
+    add_row(table, Path(plan.path).name, f"{plan.title} {plan.version}", in_words(plan.bytes), found)
+    return [table] if plan.record is None else [table, made_table(plan.record), shapes_table(plan.record)]
 
 
 def _show_fusion(folder: Path, as_json: bool) -> None:

@@ -71,6 +71,10 @@ class ScreenProgress:
         """One line."""
         self._console.print(text, markup=False, soft_wrap=True)
 
+    def stand_aside(self) -> None:
+        """The spinner goes away."""
+        self._stop()
+
     def _stop(self) -> None:
         self._hide()
         if self._bar is not None:
@@ -125,3 +129,5 @@ def show_result(result: BuildResult) -> None:
     show(stage_table(result.rows))
     if any(row.stage == "emit" for row in result.rows):
         print(f"repository: {result.repository}")
+    elif any(row.stage == "compile" for row in result.rows):
+        print(f"engine: {result.engine}")

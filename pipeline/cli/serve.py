@@ -21,10 +21,12 @@ def command(model: str | None, output: Path | None, recipe_file: Path | None, **
     """
     from pipeline import build
     from pipeline.foreground import serve_until_interrupted
+    from pipeline.targets import check_executed
 
     from .screen import ScreenProgress
 
     recipe = model_recipe(model, recipe_file, given)
+    check_executed(recipe.target.name)
     with ScreenProgress() as progress:
         result = build(recipe, default_output(output, recipe), progress=progress)
     serve_until_interrupted(result.repository, click.echo)

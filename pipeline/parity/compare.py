@@ -71,8 +71,11 @@ def cosine_by_row(wanted: npt.NDArray[np.float32], found: npt.NDArray[np.float32
     return np.where(finite, np.where(both_zero, 1.0, cosine), -1.0)
 
 
-def gate(stage: str, parity: Mapping[str, Any] | str, tolerance: Tolerance) -> None:
-    """Raises GateFailed when measured figures are outside the tolerance; what was not run is not judged."""
+def gate(stage: str, parity: Mapping[str, Any] | str, tolerance: Tolerance, setting: str = "") -> None:
+    """Raises GateFailed when measured figures are outside the tolerance; what was not run is not judged.
+
+    `setting`: the recipe's field that holds the tolerance, where it is not called as the stage.
+    """
     if isinstance(parity, str):
         return
     cosine, top1 = float(parity["min_cosine"]), float(parity.get("top1", 1.0))
@@ -91,7 +94,7 @@ def gate(stage: str, parity: Mapping[str, Any] | str, tolerance: Tolerance) -> N
         raise GateFailed(
             f"{stage} differs from {parity['against']}: {found}, largest difference "
             f"{parity['max_abs_difference']} over {parity['rows']} rows; the recipe asks for {asked}. "
-            f"Nothing was published; parity.{stage} in the recipe holds the tolerance"
+            f"Nothing was published; parity.{setting or stage} in the recipe holds the tolerance"
         )
 
 

@@ -12,6 +12,7 @@ from onnx_ir.passes import common as passes
 
 from model_repo.runtime.onnxruntime_executor import SLOWER
 from pipeline.graph import load_graph, save_graph
+from pipeline.precision.convert import widen
 from plugins.cpu.build import registered
 from plugins.pools import drop_pool_outputs
 from plugins.schemas import DOMAIN
@@ -21,11 +22,13 @@ from plugins.schemas import DOMAIN
 def graph_session(graph: Path, scratch: Path) -> Iterator[ort.InferenceSession]:
     """A session for a graph between stages. Pools as outputs are dropped: the operator writes in place.
 
+
     `scratch` is a path in the graph's folder, for a copy of the graph without its weights; it is removed.
     """
     model = load_graph(graph)
     drop_pool_outputs(model)
     _read_weights_as_stored(model)
+    _make_computable(model)
     try:
         save_graph(model, scratch)
         yield _session(scratch, ort.GraphOptimizationLevel.ORT_ENABLE_BASIC)
@@ -49,6 +52,16 @@ def has_convolutions(model: ir.Model) -> bool:
 def uses_plugin(model: ir.Model) -> bool:
     """Whether the graph holds an operator of domain `slipway`, and so needs the plugin library."""
     return any(node.domain == DOMAIN for node in model.graph.all_nodes())
+
+
+def _make_computable(model: ir.Model) -> None:
+    """Computes in float32, rounded, what ONNX Runtime's CPU computes nothing of: bfloat16, and codes beside float16."""
+    operators = {node.op_type for node in model.graph}
+    dtypes = {value.dtype for node in model.graph for value in node.outputs}
+    if ir.DataType.BFLOAT16 in dtypes:
+        widen(model, "bf16")
+    elif ir.DataType.FLOAT16 in dtypes and "DequantizeLinear" in operators:
+        widen(model, "fp16")
 
 
 def _read_weights_as_stored(model: ir.Model) -> None:

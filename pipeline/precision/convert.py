@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from .plan import TYPES, Plan, rounded
+from .plan import TYPES, Plan, Precision, rounded
 
 
 def convert(model: ir.Model, plan: Plan) -> None:
@@ -30,6 +30,9 @@ def convert(model: ir.Model, plan: Plan) -> None:
             if key not in casts:
                 casts[key] = _as(model.graph, value, kind, plan, node)
             node.replace_input_with(place, casts[key])
+    for node in plan.inputs:
+        if node.op_type == "DequantizeLinear":
+            node.attributes["output_dtype"] = ir.AttrInt64("output_dtype", int(narrow))
     passes.RemoveUnusedNodesPass()(model)
     model.graph.sort()
 
@@ -51,6 +54,26 @@ def emulate(model: ir.Model, plan: Plan) -> None:
         _round_output(model.graph, made, narrow)
     passes.RemoveUnusedNodesPass()(model)
     model.graph.sort()
+
+
+def widen(model: ir.Model, precision: Precision) -> None:
+    """A 16-bit graph with the same numbers in float32, in place: what nodes make in the type is rounded to it."""
+    narrow, wide = TYPES[precision], ir.TensorType(ir.DataType.FLOAT)
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        if value.dtype == narrow:
+            value.type = wide
+            if value.const_value is not None:
+                array = value.const_value.numpy().astype(np.float32)
+                value.const_value = ir.Tensor(array, name=value.name)
+    for node in list(model.graph):
+        for made in node.outputs:
+            if made.dtype != narrow:
+                continue
+            made.type = wide
+            for name in ("to", "output_dtype"):
+                if name in node.attributes:
+                    node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.FLOAT))
+            _round_output(model.graph, made, narrow)
 
 
 def _end_in_float32(graph: ir.Graph, value: ir.Value, narrow: ir.DataType) -> None:

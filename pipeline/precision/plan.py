@@ -59,7 +59,7 @@ def plan(model: ir.Model, precision: Precision, keep: Collection[str] = ()) -> P
         places, outputs = _narrowed(node, model.opset_imports.get("", 1), precision)
         too_large = [found for place in places if (found := _overflow(node.inputs[place], precision))]
         overflows.update({found.name: found for found in too_large})
-        if places and not too_large:
+        if (places or outputs) and not too_large:
             inputs[node] = places
             values.update(outputs)
     return Plan(precision, inputs, frozenset(values), tuple(overflows.values()))
@@ -82,6 +82,11 @@ def _narrowed(node: ir.Node, opset: int, precision: Precision) -> tuple[frozense
     )
     if node.domain not in ("", "ai.onnx") or node.op_type == "Cast" or nested:
         return frozenset(), ()
+    if node.op_type == "QuantizeLinear":
+        # Scales stay in float32: with narrow ones TensorRT's products of codes give their sums in 16 bit.
+        return frozenset({0}), ()
+    if node.op_type == "DequantizeLinear":
+        return (frozenset({1}) if _in_blocks(node) else frozenset()), tuple(node.outputs)
     try:
         schema = onnx.defs.get_schema(node.op_type, opset, "")
     except onnx.defs.SchemaError:
@@ -105,6 +110,11 @@ def _narrowed(node: ir.Node, opset: int, precision: Precision) -> tuple[frozense
         if value.name and value.dtype == ir.DataType.FLOAT and _parameter(schema.outputs, place) in bound
     )
     return places, outputs
+
+
+def _in_blocks(node: ir.Node) -> bool:
+    """Whether a DequantizeLinear has scales by blocks; builders take those in the type that they make only."""
+    return bool(node.attributes.get_int("block_size", 0))
 
 
 def _parameter(formal: object, place: int) -> str:

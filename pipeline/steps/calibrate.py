@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from calibration.samples import Samples
     from model_repo.runtime.tokenizer import Tokenizer
 
-CODE = ("calibration", "pipeline/steps/calibrate.py", "plugins/cpu", "plugins/pools.py", "plugins/schemas.py")
+CODE = (
+    "calibration",
+    "pipeline/steps/calibrate.py",
+    "plugins/cpu",
+    "plugins/pools.py",
+    "plugins/schemas.py",
+    "plugins/attention_operators.py",
+)
 PACKAGES = ("onnx", "onnx-ir", "onnxruntime", "tokenizers", "ml_dtypes", "pillow")
 
 STATIC_PRECISIONS = frozenset(("fp8",))
@@ -33,7 +40,19 @@ def needed(recipe: Recipe) -> bool:
     """Whether a build of this recipe calibrates."""
     quantize = recipe.quantize
     fixed = quantize.precision in STATIC_PRECISIONS or quantize.kv_dtype in STATIC_KV_DTYPES
-    return fixed or convolves(recipe)
+    return fixed or convolves(recipe) or _has_one_scale(recipe)
+
+
+def _has_one_scale(recipe: Recipe) -> bool:
+    """Whether the target takes one scale for what products read, where others compute one for each token."""
+    from pipeline.quantize.policy import policy_of
+    from pipeline.quantize.precisions import layer_schemes
+
+    quantize = recipe.quantize
+    if not quantize.quantizes or quantize.precision == "mixed":
+        return False
+    activation = layer_schemes(quantize.precision, quantize.block).activation
+    return activation is not None and policy_of(recipe.target.name, quantize.precision).static_only
 
 
 def convolves(recipe: Recipe) -> bool:

@@ -21,7 +21,7 @@ from model_repo.runtime.errors import BadInput
 from model_repo.runtime.image_steps import ImageSteps
 from model_repo.runtime.manifest import Manifest
 from pipeline.disk import FIXED_BYTES, float32_bytes
-from pipeline.recipe import Recipe
+from pipeline.recipe import FLOATS, Recipe
 from pipeline.stages import Progress, Silent
 from pipeline.workspace import WEIGHTS, Workspace, checked_name
 
@@ -43,6 +43,7 @@ PARITY_CODE = (
     "calibration/data.py",
     "calibration/slices.py",
     "plugins/schemas.py",
+    "plugins/attention_operators.py",
     "plugins/pools.py",
 )
 """Code that every stage with a parity check depends on."""
@@ -129,6 +130,8 @@ class BuildContext:
         if stage in ("export", "fuse", "calibrate"):
             return facts
         dtype = self.recipe.quantize.kv_dtype
+        if stage == "quantize" and dtype in FLOATS.values():
+            return facts  # the lowering makes them narrower
         return replace(facts, kv=tuple(replace(spec, dtype=dtype) for spec in facts.kv))
 
     @property

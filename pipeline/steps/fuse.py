@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from model_repo.runtime.errors import BadInput
+from pipeline.recipe import FuseRecipe
 from pipeline.stages import Product, Stage
 from pipeline.workspace import EXPORTED, FUSED
 
@@ -18,13 +20,17 @@ CODE = (
     "pipeline/steps/fuse.py",
     "pipeline/steps/encoder_graph.py",
     "calibration/equalizing.py",
+    "calibration/rotating.py",
     "calibration/linear_layers.py",
     "calibration/algorithms/equalization.py",
+    "calibration/algorithms/hadamard.py",
     *PARITY_CODE,
 )
 PACKAGES = ("onnx", "onnx-ir", "onnxruntime")
+ROTATION = "rotation"
+"""What the origins of turned weights have in `folded`."""
 EQUALIZATION = "equalization"
-"""What the origins of equalized convolutions have in `folded`."""
+"""The same of equalized convolutions."""
 
 
 def stage(context: BuildContext) -> Stage:
@@ -33,13 +39,22 @@ def stage(context: BuildContext) -> Stage:
         name="fuse",
         code=CODE,
         packages=PACKAGES,
-        recipe={"fuse": context.recipe.fuse.to_dict()},
+        recipe={"fuse": _rules(context).to_dict()},
         inputs=lambda: graph_files(context, "export"),
         given=lambda: context.facts.to_dict(),
         run=lambda: _run(context),
         command=("slipway", "fuse", context.shown),
         needed_bytes=context.needed_bytes(1),
     )
+
+
+def _rules(context: BuildContext) -> FuseRecipe:
+    """The recipe's rules, without those whose operators the target has no counterpart of."""
+    from pipeline.targets import get_target
+
+    fuse = context.recipe.fuse
+    left_out = get_target(context.recipe.target.name).descriptor.left_out
+    return replace(fuse, disable=tuple(dict.fromkeys((*fuse.disable, *left_out))))
 
 
 def _run(context: BuildContext) -> Product:
@@ -53,18 +68,17 @@ def _run(context: BuildContext) -> Product:
     model = load_graph(before)
     facts = context.facts
     max_length = facts.max_length if facts.kind == "decoder" else None
-    report = fuse(model, context.recipe.fuse, max_length=max_length)
+    report = fuse(model, _rules(context), max_length=max_length)
     equalized = _equalized(model) if context.recipe.fuse.equalize else ()
+    rotated = _rotated(model) if context.recipe.fuse.rotate else ()
     saved = save_graph(model, context.workspace.staged(FUSED))
-    encoder = rewritten(
-        context, EXPORTED, FUSED, lambda graph: fuse(graph, context.recipe.fuse, max_length=None)
-    )
+    encoder = rewritten(context, EXPORTED, FUSED, lambda graph: fuse(graph, _rules(context), max_length=None))
     parity = compared(context, "fuse", saved.graph, "export", before)
     return Product(
         {FUSED: saved.graph, **encoder.files},
         shared=sorted({*saved.weights, *encoder.weights}),
         parity=parity,
-        details={"fusion": report.to_dict(), "equalized": len(equalized)},
+        details={"fusion": report.to_dict(), "equalized": len(equalized), "rotated": len(rotated)},
     )
 
 
@@ -84,4 +98,15 @@ def _equalized(model: ir.Model) -> list[str]:
     names = equalize_convolutions(model)
     for name in names:
         note_folded(model.graph.initializers[name], EQUALIZATION)
+    return names
+
+
+def _rotated(model: ir.Model) -> list[str]:
+    """Turns the residual stream, with a note in the origin of each weight that changed. Raises BadInput as `rotate`."""
+    from calibration.rotating import rotate
+    from pipeline.fuse.weights import note_folded
+
+    names = rotate(model)
+    for name in names:
+        note_folded(model.graph.initializers[name], ROTATION)
     return names

@@ -7,7 +7,13 @@ from pipeline.workspace import FUSED, QUANTIZED, lowered
 
 from .context import PARITY_CODE, BuildContext, graph_files
 
-CODE = ("pipeline/targets", "pipeline/steps/lower.py", "pipeline/steps/encoder_graph.py", *PARITY_CODE)
+CODE = (
+    "pipeline/targets",
+    "pipeline/precision",
+    "pipeline/steps/lower.py",
+    "pipeline/steps/encoder_graph.py",
+    *PARITY_CODE,
+)
 PACKAGES = ("onnx", "onnx-ir", "onnxruntime")
 
 
@@ -29,19 +35,24 @@ def stage(context: BuildContext) -> Stage:
 
 def _run(context: BuildContext) -> Product:
     from pipeline.graph import load_graph, save_graph
-    from pipeline.targets import get_target
+    from pipeline.targets import Lowering, get_target
 
     from .comparing import compared
+    from .comparing_linear import compared_linear
     from .encoder_graph import rewritten
 
     stage_before = context.before_lowering
     before = context.workspace.path(QUANTIZED if stage_before == "quantize" else FUSED)
     name = lowered(context.recipe.target.name)
     model = load_graph(before)
-    get_target(context.recipe.target.name).lower(model, context.facts.kind)
-    saved = save_graph(model, context.workspace.staged(name))
     target = get_target(context.recipe.target.name)
+    settings = Lowering(context.recipe.quantize.precision, context.facts.max_length)
+    target.lower(model, context.facts.kind, settings)
+    saved = save_graph(model, context.workspace.staged(name))
     encoder = rewritten(context, FUSED, name, lambda graph: target.lower(graph, "tensors"))
-    parity = compared(context, "lower", saved.graph, stage_before, before)
+    if context.facts.kind == "decoder" and target.descriptor.cache == "linear":
+        parity = compared_linear(context, saved.graph, stage_before, before)
+    else:
+        parity = compared(context, "lower", saved.graph, stage_before, before)
     weights = sorted({*saved.weights, *encoder.weights})
     return Product({name: saved.graph, **encoder.files}, shared=weights, parity=parity)

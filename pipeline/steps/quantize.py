@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from model_repo.runtime.errors import BadInput
 from pipeline.options import changed_options
-from pipeline.recipe import Recipe
+from pipeline.recipe import FLOATS, QuantizeRecipe, Recipe
 from pipeline.stages import Product, Stage
 from pipeline.workspace import FUSED, QUANTIZED, SCALES
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from calibration.linear_layers import LinearLayer
     from calibration.schemes import Quantized, Scheme
     from pipeline.quantize.nodes import ActivationScale
+    from pipeline.quantize.policy import Policy
     from pipeline.quantize.precisions import LayerSchemes
     from pipeline.quantize.write import Rounder
 
@@ -92,20 +93,22 @@ def _run(context: BuildContext) -> Product:
     names = [layer.name for layer in layers]
     chosen = _chosen(Path(recipe.layers), {*names, *convolved}) if recipe.layers is not None else None
     schemes = schemes_of(recipe, names, chosen)
+    fixed: Mapping[str, float] = {}
     if recipe.algorithm == CHECKPOINT:
-        codes = _of_checkpoint(context, layers, schemes)
+        codes, fixed = _of_checkpoint(context, layers, schemes)
         schemes = {name: schemes[name] for name in codes}
         policy = replace(policy, tables=False)  # what the checkpoint left in floats stays so
         rounder: Rounder = lambda name, weight, scheme: codes[name]  # noqa: E731
     else:
+        _refuse_factors(recipe, policy, schemes)
         rounder = _rounder(context, model, schemes)
     if convolved:
         schemes |= convolution_schemes(model, policy, recipe.precision, chosen)
     if recipe.bias_correction:
         _correct_biases(context, model, schemes)
-    written = write(model, policy, schemes, rounder, _scales(context))
+    written = write(model, policy, schemes, rounder, _scales(context, fixed))
     verify(model, written)
-    if recipe.kv_dtype != "float32":
+    if recipe.kv_dtype not in FLOATS.values():
         quantize_pools(model, context.facts.kv, recipe.kv_dtype, _ranges(context))
     saved = save_graph(model, context.workspace.staged(QUANTIZED))
     shutil.rmtree(context.workspace.path(WALK), ignore_errors=True)
@@ -194,8 +197,8 @@ def _ranges(context: BuildContext) -> Any:
     return Scales.read(context.workspace.path(SCALES), graph.sha256)
 
 
-def _scales(context: BuildContext) -> ActivationScale | None:
-    """Scales of activations that are fixed beforehand; None where there are none."""
+def _scales(context: BuildContext, fixed: Mapping[str, float]) -> ActivationScale | None:
+    """Scales of activations that are fixed beforehand, those of `fixed` as they are; None where there are none."""
     if not calibrate.needed(context.recipe):
         return None
     from pipeline.quantize.nodes import Step
@@ -203,6 +206,8 @@ def _scales(context: BuildContext) -> ActivationScale | None:
     ranges = _ranges(context)
 
     def step_of(name: str, scheme: Scheme) -> Step:
+        if name in fixed and scheme.format == "e4m3":
+            return Step(fixed[name])
         scale, zero = ranges.scales_of(name, scheme)
         return Step(float(scale), 0 if zero is None else int(zero))
 
@@ -211,9 +216,12 @@ def _scales(context: BuildContext) -> ActivationScale | None:
 
 def _of_checkpoint(
     context: BuildContext, layers: list[LinearLayer], schemes: Mapping[str, LayerSchemes]
-) -> dict[str, Quantized]:
-    """The codes of the source's own checkpoint, by weight. Raises BadInput: it is not quantized, or otherwise."""
-    from pipeline.quantize.imported import imported
+) -> tuple[dict[str, Quantized], dict[str, float]]:
+    """The codes of the source's own checkpoint, by weight, and its scales of activations, by tensor.
+
+    Raises BadInput: it is not quantized, or otherwise.
+    """
+    from pipeline.quantize.imported import imported, input_scales
     from pipeline.sources.dequantized import quantized_checkpoint
 
     source = context.source
@@ -223,7 +231,21 @@ def _of_checkpoint(
             f"quantize.algorithm is {CHECKPOINT!r}, and {source.folder} is not quantized; choose another algorithm"
         )
     formats = frozenset(layer.weight.format for layer in schemes.values() if layer.weight is not None)
-    return imported(layers, found, formats)
+    codes = imported(layers, found, formats)
+    return codes, input_scales([layer for layer in layers if layer.name in codes], found)
+
+
+def _refuse_factors(recipe: QuantizeRecipe, policy: Policy, schemes: Mapping[str, LayerSchemes]) -> None:
+    """Raises BadInput: factors would move into activations after their ranges were fixed."""
+    from calibration.methods import method
+
+    activations = [policy.adapted(layer).activation for layer in schemes.values()]
+    static = any(scheme is not None and scheme.granularity != "token" for scheme in activations)
+    if static and method(recipe.algorithm).smoothing != "none":
+        raise BadInput(
+            f"quantize.algorithm is {recipe.algorithm!r}, which moves factors into activations, and those of "
+            f"{recipe.precision!r} have ranges fixed beforehand; choose rtn, hqq, gptq or adaround"
+        )
 
 
 def _rounder(context: BuildContext, model: ir.Model, schemes: Mapping[str, LayerSchemes]) -> Rounder:
@@ -233,6 +255,7 @@ def _rounder(context: BuildContext, model: ir.Model, schemes: Mapping[str, Layer
     from calibration.blocks import walk
     from calibration.linear_layers import replace_weight
     from model_repo.runtime.manifest import sha256_of_json
+    from pipeline.fuse.weights import note_folded
     from pipeline.quantize.precisions import DYNAMIC_INT8
     from pipeline.quantize.write import nearest
 
@@ -264,6 +287,8 @@ def _rounder(context: BuildContext, model: ir.Model, schemes: Mapping[str, Layer
     )
     for name, array in walked.folded.items():
         replace_weight(model.graph.initializers[name], array)
+    for name in walked.factored:
+        note_folded(model.graph.initializers[name], f"{recipe.quantize.algorithm} factors")
     return lambda name, weight, scheme: (
         walked.quantized[name] if name in walked.quantized else nearest(name, weight, scheme)
     )

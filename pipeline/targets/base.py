@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from pipeline.recipe import TargetRecipe
+    from model_repo.runtime.contract import EngineSpec
+    from pipeline.recipe import Recipe, TargetRecipe
 
 Kind = Literal["decoder", "encoder", "tensors"]
 
@@ -37,7 +39,9 @@ class TargetDescriptor:
 
     `cache`: paged (blocks of a shared pool) or linear (one stretch of memory a sequence). `precisions` and
     `kv_dtypes` are the recipe's values that the target takes. `features` names what it can do beyond the
-    plain contract.
+    plain contract. `engine` is the file that it compiles to. `executed`: whether this version runs engines of the
+    target, so that they can be compared, emitted and served. `left_out`: fusion rules whose operators it has no
+    counterpart of.
     """
 
     name: str
@@ -46,6 +50,20 @@ class TargetDescriptor:
     precisions: tuple[str, ...]
     kv_dtypes: tuple[str, ...]
     features: frozenset[str] = frozenset()
+    engine: str = "engine.onnx"
+    executed: bool = True
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """What else decides how a graph is lowered: the recipe's precision, and a decoder's longest sequence in tokens."""
+
+    precision: str = "fp32"
+    max_length: int = 0
+
+
+AS_IT_IS = Lowering()
 
 
 class Problem(NamedTuple):
@@ -62,16 +80,23 @@ class Target(Protocol):
     def descriptor(self) -> TargetDescriptor:
         """What the target can do."""
 
-    def lower(self, model: ir.Model, kind: Kind) -> None:
+    def check(self, recipe: Recipe) -> None:
+        """Raises BadInput, before anything is built, for what of a recipe the target cannot do."""
+
+    def lower(self, model: ir.Model, kind: Kind, settings: Lowering = AS_IT_IS) -> None:
         """Rewrites a fused graph, in place, into the operators that the target knows.
 
         Raises BadInput when the graph holds an operator that the target cannot run.
         """
 
-    def compile(self, lowered: Path, engine: Path, recipe: TargetRecipe) -> None:
+    def compile(
+        self, lowered: Path, engine: Path, recipe: TargetRecipe, spec: EngineSpec | None = None
+    ) -> Mapping[str, Any]:
         """Makes the engine file `engine` of the graph file `lowered`, in the same folder or another.
 
-        Weights lie in `weights/` beside the engine. Takes at most three times the weights in memory.
+        Weights lie in `weights/` beside the engine where it does not hold them. `spec`: the engine's limits, for
+        targets that tune for shapes. Gives what the builder tells of the engine, as plain JSON; empty where it tells
+        nothing. Takes at most three times the weights in memory.
         """
 
     def requirements(self) -> list[Problem]:

@@ -11,21 +11,22 @@ need no padding.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from model_repo.runtime.errors import BadInput
 from model_repo.runtime.onnxruntime_executor import SLOWER
 
-from .base import BucketRule, Kind, Problem, TargetDescriptor
+from .base import AS_IT_IS, BucketRule, Kind, Lowering, Problem, TargetDescriptor
 
 if TYPE_CHECKING:
     import onnx_ir as ir
     import onnxruntime as ort
 
-    from pipeline.recipe import TargetRecipe
+    from model_repo.runtime.contract import EngineSpec
+    from pipeline.recipe import Recipe, TargetRecipe
 
 DESCRIPTOR = TargetDescriptor(
     name="onnxruntime",
@@ -50,7 +51,18 @@ class OnnxRuntimeTarget:
         """What the target can do."""
         return DESCRIPTOR
 
-    def lower(self, model: ir.Model, kind: Kind) -> None:
+    def check(self, recipe: Recipe) -> None:
+        """Raises BadInput for arithmetic, and for pools, that this target has not."""
+        from pipeline.quantize.policy import policy_of
+
+        policy_of(DESCRIPTOR.name, recipe.quantize.precision)
+        if recipe.quantize.kv_dtype not in DESCRIPTOR.kv_dtypes:
+            raise BadInput(
+                f"quantize.kv_dtype is {recipe.quantize.kv_dtype!r}; target {DESCRIPTOR.name!r} has pools of "
+                f"{', '.join(DESCRIPTOR.kv_dtypes)}"
+            )
+
+    def lower(self, model: ir.Model, kind: Kind, settings: Lowering = AS_IT_IS) -> None:
         """Drops the pools from a decoder's outputs, and names products as ONNX Runtime's fastest kernels are.
 
         Raises BadInput for operators that have no kernel here.
@@ -69,7 +81,9 @@ class OnnxRuntimeTarget:
         _check_operators(model)
         model.ir_version = min(model.ir_version, _IR_VERSION)
 
-    def compile(self, lowered: Path, engine: Path, recipe: TargetRecipe) -> None:
+    def compile(
+        self, lowered: Path, engine: Path, recipe: TargetRecipe, spec: EngineSpec | None = None
+    ) -> Mapping[str, Any]:
         """ONNX Runtime's own offline optimization, up to level EXTENDED, without what makes graphs slower.
 
         The optimized graph refers to the weights of `lowered` where they are unchanged, so that only weights
@@ -81,6 +95,7 @@ class OnnxRuntimeTarget:
             optimized = load_graph(path)
             _refer_to_known_weights(optimized, load_graph(lowered))
             save_graph(optimized, engine)
+        return {}
 
     def requirements(self) -> list[Problem]:
         """A C++ compiler, and ONNX Runtime."""

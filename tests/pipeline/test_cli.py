@@ -61,7 +61,7 @@ def test_the_help_lists_every_command_and_each_has_help() -> None:
         (["build", "some/where/model"], "no folder at some/where/model"),
         (["build", "../up"], "no folder at ../up"),
         (["build"], "no MODEL given"),
-        (["build", "demo", "--target", "tensorrt"], "target.name is 'tensorrt'; available .* onnxruntime"),
+        (["build", "demo", "--target", "openvino"], "target.name is 'openvino'; available .* onnxruntime"),
         (["build", "demo", "--precision", "int9"], "precision is 'int9'; available .* fp32"),
         (["build", "demo", "--max-length", "0"], "max_length is 0; it must be at least 1"),
         (["build", "demo", "--recipe", "none.yaml"], "no recipe at none.yaml"),

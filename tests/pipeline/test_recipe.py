@@ -66,9 +66,21 @@ def test_each_section_has_a_hash_of_its_own() -> None:
         ),
         ({"source": {"model": "demo"}, "target": 3}, "target is 3; it must hold"),
         (
-            {"source": {"model": "demo"}, "target": {"name": "tensorrt"}},
-            "target.name is 'tensorrt'.*onnxruntime",
+            {"source": {"model": "demo"}, "target": {"name": "openvino"}},
+            "target.name is 'openvino'.*onnxruntime, tensorrt-rtx",
         ),
+        (
+            {"source": {"model": "demo"}, "target": {"compute_capabilities": ["8.9"]}},
+            "compute_capabilities is for target tensorrt-rtx; .* onnxruntime",
+        ),
+        (
+            {
+                "source": {"model": "demo"},
+                "target": {"name": "tensorrt-rtx", "compute_capabilities": ["sm89"]},
+            },
+            "compute_capabilities holds 'sm89'; they look like 8.9",
+        ),
+        ({"source": {"model": "demo"}, "target": {"max_sizes": ["n:3"]}}, "'n:3'; it must be NAME=SIZE"),
         ({"source": {"model": "demo"}, "quantize": {"precision": "fp17"}}, "'fp17'; available.*fp32"),
         ({"source": {"model": "demo"}, "target": {"max_batch": 0}}, "target.max_batch is 0.*at least 1"),
         ({"source": {"model": "demo"}, "target": {"max_batch": True}}, "max_batch is True.*whole number"),
@@ -84,6 +96,24 @@ def test_each_section_has_a_hash_of_its_own() -> None:
 def test_what_is_not_allowed_is_refused_by_name(data: dict[str, Any], words: str) -> None:
     with pytest.raises(BadInput, match=words):
         Recipe.from_dict(data)
+
+
+@pytest.mark.parametrize(
+    ("target", "given", "numbers"),
+    [
+        ("onnxruntime", {}, ("fp32", "float32", False)),
+        ("tensorrt-rtx", {}, ("fp16", "float16", False)),
+        ("tensorrt", {"precision": "bf16"}, ("bf16", "bfloat16", False)),
+        ("onnxruntime", {"precision": "int8"}, ("int8", "float32", True)),
+        ("onnxruntime", {"kv_dtype": "int8"}, ("fp32", "int8", True)),
+    ],
+)
+def test_numbers_that_are_not_given_are_the_targets(
+    target: str, given: dict[str, str], numbers: tuple[str, str, bool]
+) -> None:
+    data = {"source": {"model": "demo"}, "target": {"name": target}, "quantize": given}
+    quantize = Recipe.from_dict(data).quantize
+    assert (quantize.precision, quantize.kv_dtype, quantize.quantizes) == numbers
 
 
 def test_unreadable_files_are_refused(tmp_path: Path) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from model_repo.runtime.errors import BadInput
-from pipeline.recipe import TARGETS, TargetRecipe
+from pipeline.recipe import TARGETS, Recipe, TargetRecipe
 from pipeline.targets import BucketRule, get_target, target_names
 
 
-@pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "", "ONNXRuntime"])
+@pytest.mark.parametrize("name", ["onnxruntime-cuda", "", "ONNXRuntime", "tensorrt_rtx"])
 def test_an_unknown_target_is_refused_with_those_that_exist(name: str) -> None:
     with pytest.raises(BadInput, match=r"this version has: onnxruntime\b") as refused:
         get_target(name)
@@ -31,8 +31,9 @@ def test_a_target_describes_itself(name: str) -> None:
     descriptor = get_target(name).descriptor
     assert descriptor.name == name
     assert TargetRecipe().name in target_names()
-    assert "fp32" in descriptor.precisions
-    assert "float32" in descriptor.kv_dtypes
+    recipe = Recipe.for_model("demo", name)
+    assert recipe.quantize.precision in descriptor.precisions
+    assert recipe.quantize.kv_dtype in descriptor.kv_dtypes
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from onnx.reference import ReferenceEvaluator
+from onnx_ir.passes import common as ir_passes
 
 from model_repo.runtime.errors import BadInput
 from pipeline.export.decoder import export_decoder
@@ -19,10 +20,12 @@ from pipeline.recipe import FuseRecipe
 from pipeline.targets.native.linear import lower_to_linear
 from pipeline.targets.native.precision import narrow
 from pipeline.targets.tensorrt import bindings
+from pipeline.targets.tensorrt.attention import check_attention
 from pipeline.targets.tensorrt.audit import check_types, mixed_types
 from pipeline.targets.tensorrt.builder import BuildOptions, Built, build_engine
 from pipeline.targets.tensorrt.layers import EngineLayers, parse_layers, report
-from pipeline.targets.tensorrt.profiles import Profile, linear_profiles
+from pipeline.targets.tensorrt.limits import check_sizes
+from pipeline.targets.tensorrt.profiles import Profile, Sizes, linear_profiles, profile
 from tests.export.tiny_models import VOCABULARY, greedy, tiny_llama
 from tests.fuse.graphs import graph
 from tests.targets.linear_requests import greedy_in_slots
@@ -96,11 +99,11 @@ def test_each_attention_is_one_kernel_and_each_norm_whole(compiled: Compiled) ->
     operators = {node.name or "": node.op_type for node in compiled.model.graph}
     made = report(compiled.layers, operators, ("Attention", "RMSNormalization", "TensorScatter"), PROFILES)
     fates = {(fate.operator, fate.profile): fate for fate in made.fates}
-    for profile in PROFILES:
-        attention = fates["Attention", profile]
+    for name in PROFILES:
+        attention = fates["Attention", name]
         assert attention.nodes == attention.own == LAYERS
         # Both cache updates of a layer, the rotation and the transposes are one kernel.
-        assert fates["TensorScatter", profile].kernels == LAYERS
+        assert fates["TensorScatter", name].kernels == LAYERS
     # Behind the last one the wanted rows are chosen.
     assert fates["Attention", "decode"].kernels <= LAYERS + 1
     # A prefill copies keys and values for all query heads of a group first: limits, so that more is noticed.
@@ -149,6 +152,53 @@ def test_a_profile_without_an_input_is_refused(compiled: Compiled, tmp_path: Pat
     path = compiled.engine.parent / "linear.onnx"
     with pytest.raises(BadInput, match="profile 'decode' names no shape of input 'past_lens'"):
         build_engine(RTX, path, tmp_path / "x.rtx", [lacking], BuildOptions(("8.9",)))
+
+
+def test_a_profile_that_does_not_fit_the_input_is_refused(tmp_path: Path) -> None:
+    path = save_graph(
+        graph("g (float[n, 8] x) => (float[n, 8] y) { y = Relu (x) }"), tmp_path / "x.onnx"
+    ).graph
+    wide = profile("any", {"x": ("n", 9)}, {"n": Sizes(1, 2, 3)})
+    with pytest.raises(
+        BadInput, match=r"profile 'any' gives input 'x' the shapes \[1, 9\] to .* is \[-1, 8\]"
+    ):
+        build_engine(RTX, path, tmp_path / "x.rtx", [wide], BuildOptions(("8.9",)))
+    turned = profile("any", {"x": ("n", 8)}, {"n": Sizes(3, 2, 3)})
+    with pytest.raises(BadInput, match=r"the shapes \[3, 8\] to \[3, 8\], usually \[2, 8\]"):
+        build_engine(RTX, path, tmp_path / "x.rtx", [turned], BuildOptions(("8.9",)))
+
+
+def test_a_tensor_that_is_too_large_is_named_before_the_builder_is_called() -> None:
+    large = graph(
+        "g (float[n, 64] x, int64[2] r) => (float[n, 4096] y) { t = Tile (x, r)  y = Relu (t) }",
+        r=np.array([1, 64]),
+    )
+    ir_passes.ShapeInferencePass()(large)
+    shapes = {"x": ("n", 64)}
+    check_sizes(large, [profile("any", shapes, {"n": Sizes(1, 1, 2**19 - 1)})])
+    words = r"shape \[524288, 4096\] in profile 'any' has 2147483648 elements; .* at most 2147483647"
+    with pytest.raises(BadInput, match=words):
+        check_sizes(large, [profile("any", shapes, {"n": Sizes(1, 1, 2**19)})])
+
+
+CAUSAL = """g (float[1, 2, {}, 8] q, float[1, 2, {}, 8] k) => (float[1, 2, {}, 8] y)
+{{ y = Attention <is_causal = 1> (q, k, k) }}"""
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (CAUSAL.format("n", "m", "n"), "causal with queries of length n and keys of length m"),
+        (
+            "g (float[1, 2, n, 8] q, int64[1] s) => (float[1, 2, n, 8] y) { y = Attention (q, q, q, , , , s) }",
+            "has nonpad_kv_seqlen, which TensorRT ignores",
+        ),
+    ],
+)
+def test_attention_that_would_be_computed_otherwise_is_refused(text: str, words: str) -> None:
+    with pytest.raises(BadInput, match=words):
+        check_attention(graph(text))
+    check_attention(graph(CAUSAL.format("n", "n", "n")))
 
 
 def test_a_missing_package_says_what_to_install() -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from model_repo.runtime.errors import BadInput
 from pipeline.child import in_child
 from pipeline.graph import load_graph
 
-from .bindings import load
+from .bindings import PACKAGES, load
 from .integers import check_integers
 from .layers import BEGIN
 from .monitor import progress_monitor
@@ -93,6 +94,8 @@ def parse_only(target: str, graph: Path, profiles: Sequence[Profile]) -> str:
 
 def package_problem(target: str) -> str:
     """Why the target's package does not load here, and what to install; empty when it does."""
+    if find_spec(PACKAGES[target].module) is None:
+        return problem_here(target)
     problem: str = in_child(__name__, "problem_here", {"target": target})
     return problem
 

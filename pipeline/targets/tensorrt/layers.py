@@ -19,8 +19,9 @@ _OWN = {"Attention": "mha"}
 """Words in the names of kernels that are made for an operator."""
 
 _SIXTEEN = ("Half", "BFloat16")
-_FLOAT_BY_NATURE = {"Cast", "RMSNormalization", "LayerNormalization", "Softmax"}
-"""Operators that are asked for float32 (a cast of the logits), or whose statistics the standard keeps in it."""
+_FLOAT_BY_NATURE = {"Cast", "RMSNormalization", "LayerNormalization", "Softmax", "DequantizeLinear"}
+"""Operators that are asked for float32 (a cast of the logits, scales of codes), or whose statistics the standard keeps
+in it."""
 
 _LAYER = re.compile(r"Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), Inputs: (?P<rest>.*)")
 _TENSOR = re.compile(r"\{ Name: (.*?), Dimensions: \[([-\d,]*)\].*?Datatype: (\w+)")

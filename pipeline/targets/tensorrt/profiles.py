@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from model_repo.runtime.errors import BadInput
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from model_repo.runtime.contract import EngineSpec
+    from pipeline.recipe import TargetRecipe
+
+USUAL_TEXT = 128
+"""Tokens of a text that engines of encoders are tuned for."""
 
 Shape = tuple[int, ...]
 Dims = Sequence[int | str]
@@ -35,6 +44,38 @@ class Profile:
 
     name: str
     shapes: Mapping[str, Shapes]
+
+
+def profiles_of(model: ir.Model, spec: EngineSpec, recipe: TargetRecipe) -> tuple[Profile, ...]:
+    """The profiles of an engine of the lowered graph `model`: `decode` and `prefill` of a decoder, else `any`.
+
+    Raises BadInput for a size that has no bound, with the option that gives it one.
+    """
+    from pipeline.fuse.matching import dims
+
+    inputs = {value.name or "": dims(value) or () for value in model.graph.inputs}
+    if spec.kind == "decoder":
+        limits = spec.decoder_limits
+        return linear_profiles(inputs, limits.max_batch, min(limits.token_budget, limits.max_length))
+    if spec.kind == "encoder":
+        texts = Sizes(1, recipe.max_batch, recipe.max_batch)
+        length = Sizes(1, min(USUAL_TEXT, spec.max_length), spec.max_length)
+        return (profile("any", inputs, {"batch": texts, "length": length}),)
+    rows = spec.inputs[0].shape[0] if spec.batched else None
+    sizes: dict[str, Sizes] = {}
+    for axis in spec.axes:
+        most = recipe.largest_sizes.get(axis.name, recipe.max_batch if axis.name == rows else axis.most)
+        if most is None:
+            raise BadInput(
+                f"the size {axis.name!r} of the model's inputs has no bound, and an engine is built for a range of "
+                f"sizes; give --max-size {axis.name}=SIZE"
+            )
+        if most < axis.least or (axis.most is not None and most > axis.most):
+            raise BadInput(
+                f"the size {axis.name!r} shall be at most {most}; the model takes {axis.least} to {axis.most or 'any'}"
+            )
+        sizes[axis.name] = Sizes(axis.least, most, most)
+    return (profile("any", inputs, sizes),)
 
 
 def linear_profiles(inputs: Mapping[str, Dims], max_batch: int, token_budget: int) -> tuple[Profile, Profile]:

@@ -1,0 +1,137 @@
+"""TensorRT and TensorRT-RTX: standard operators in 16 bit, linear caches for decoders, and an engine of the builder's.
+
+Nothing of this version executes these engines: that takes a GPU. What is built is compared before the builder sees it
+(the lowered graph, on a CPU) and looked at afterwards (its layers, inputs and outputs, as the builder reports them).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from model_repo.runtime.errors import BadInput
+from pipeline.recipe import FLOATS, Recipe, TargetRecipe
+from pipeline.targets.base import AS_IT_IS, BucketRule, Kind, Lowering, Problem, TargetDescriptor
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from model_repo.runtime.contract import EngineSpec
+
+RTX = TargetDescriptor(
+    name="tensorrt-rtx",
+    cache="linear",
+    buckets=BucketRule(min_tokens=1, token_multiple=1),
+    precisions=("fp16", "bf16", "int8", "fp8", "int4"),
+    kv_dtypes=("float16", "bfloat16"),
+    engine="engine.rtx",
+    executed=False,
+    left_out=("packed_texts",),
+)
+TENSORRT = replace(RTX, name="tensorrt", engine="engine.plan")
+_IR_VERSION = 13
+"""The newest that the CPU runs, which compares the lowered graph with the one before."""
+
+
+class TensorRtTarget:
+    """One of the two, which share everything but the package, and what it builds for."""
+
+    def __init__(self, descriptor: TargetDescriptor) -> None:
+        self._descriptor = descriptor
+
+    @property
+    def descriptor(self) -> TargetDescriptor:
+        """What the target can do."""
+        return self._descriptor
+
+    def check(self, recipe: Recipe) -> None:
+        """Raises BadInput for numbers and GPUs that the target has not, a missing package, and rules on accuracy."""
+        from .bindings import load
+        from .builder import capability
+
+        name, quantize = self._descriptor.name, recipe.quantize
+        if quantize.precision not in self._descriptor.precisions:
+            raise BadInput(
+                f"quantize.precision is {quantize.precision!r}; target {name!r} takes "
+                f"{', '.join(self._descriptor.precisions)}"
+            )
+        pools = FLOATS.get(quantize.precision, "float16")
+        if quantize.kv_dtype != pools:
+            raise BadInput(
+                f"quantize.kv_dtype is {quantize.kv_dtype!r}; target {name!r} keeps caches in {pools} with precision "
+                f"{quantize.precision}"
+            )
+        if recipe.accept.limits:
+            raise BadInput(
+                f"the recipe has rules on accuracy (accept), which are measured on an engine that runs; target "
+                f"{name!r} is built only. Take the rules out, or build for target 'onnxruntime'"
+            )
+        if name == RTX.name:
+            trt = load(name)
+            for text in recipe.target.compute_capabilities:
+                capability(trt, text)
+
+    def lower(self, model: ir.Model, kind: Kind, settings: Lowering = AS_IT_IS) -> None:
+        """Standard operators, in 16 bit; caches without blocks for a decoder.
+
+        Raises BadInput for what the standard operators do not have, weights that do not fit the type, nodes that are
+        left with mixed types, and what TensorRT would compute otherwise without a word.
+        """
+        from pipeline.targets.native.linear import lower_to_linear
+        from pipeline.targets.native.precision import narrow
+        from pipeline.targets.native.standard import write_out
+
+        from .attention import check_attention
+        from .audit import check_types
+        from .integers import check_integers
+
+        if kind == "decoder":
+            lower_to_linear(model, settings.max_length)
+        else:
+            write_out(model, keep=frozenset())
+        narrow(model, "bf16" if settings.precision == "bf16" else "fp16")
+        check_types(model)
+        check_integers(model)
+        check_attention(model)
+        model.ir_version = min(model.ir_version, _IR_VERSION)
+
+    def compile(
+        self, lowered: Path, engine: Path, recipe: TargetRecipe, spec: EngineSpec | None = None
+    ) -> Mapping[str, Any]:
+        """The builder's engine, and its report (`record.build_record`).
+
+        Raises BadInput: sizes without a bound, tensors that are too large, what the parser or the builder refuses, and
+        for target tensorrt where the package is missing, after everything that needs no GPU has been gone through.
+        """
+        from pipeline.graph import load_graph
+
+        from .builder import BuildOptions, build_engine, package_problem, parse_only
+        from .limits import check_sizes
+        from .profiles import profiles_of
+        from .record import build_record
+
+        assert spec is not None
+        name, model = self._descriptor.name, load_graph(lowered)
+        profiles = profiles_of(model, spec, recipe)
+        check_sizes(model, profiles)
+        problem = package_problem(name)
+        if problem and name == TENSORRT.name:
+            version = parse_only(RTX.name, lowered, profiles)
+            raise BadInput(
+                f"{lowered.name} is lowered, no node of it reads mixed types, and the parser of TensorRT-RTX {version} "
+                f"takes it with the profiles {', '.join(profile.name for profile in profiles)}. What is left is the "
+                f"build itself: {problem}"
+            )
+        options = BuildOptions(recipe.compute_capabilities, recipe.optimization_level)
+        built = build_engine(name, lowered, engine, profiles, options)
+        return build_record(name, model, profiles, options, built)
+
+    def requirements(self) -> list[Problem]:
+        """The package, of the version that this code is written for."""
+        from .bindings import PACKAGES
+        from .builder import package_problem
+
+        problem = package_problem(self._descriptor.name)
+        return [Problem(problem, PACKAGES[self._descriptor.name].remedy)] if problem else []
