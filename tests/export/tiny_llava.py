@@ -16,6 +16,7 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    PreTrainedConfig,
 )
 
 from tests.export.tiny_models import VOCABULARY, sharpened
@@ -43,45 +44,53 @@ CHAT_TEMPLATE = (
 )
 
 
-def tiny_llava(**text: Any) -> LlavaForConditionalGeneration:
-    """Two layers each; weights large enough that an image decides the tokens. `text`: of the text model's config."""
-    torch.manual_seed(0)
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            image_size=32,
-            patch_size=8,
-        ),
-        text_config=LlamaConfig(
-            **{
-                "vocab_size": VOCABULARY,
-                "hidden_size": 64,
-                "intermediate_size": 96,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 4,
-                "num_key_value_heads": 2,
-                "head_dim": 16,
-                "max_position_embeddings": 192,
-                "bos_token_id": 1,
-                "eos_token_id": 2,
-                "pad_token_id": 0,
-                **text,
-            }
-        ),
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 192,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+"""Of the text model."""
+VISION_SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "image_size": 32,
+    "patch_size": 8,
+}
+
+
+def llava_config(
+    vision: PreTrainedConfig | None = None, text: PreTrainedConfig | None = None, **settings: Any
+) -> LlavaConfig:
+    """A CLIP tower and a Llama unless told otherwise."""
+    return LlavaConfig(
+        vision_config=vision or CLIPVisionConfig(**VISION_SIZES),
+        text_config=text or LlamaConfig(**SIZES),
         image_token_id=IMAGE_TOKEN,
         tie_word_embeddings=False,
         attn_implementation="eager",
+        **settings,
     )
-    model: LlavaForConditionalGeneration = sharpened(LlavaForConditionalGeneration(config))
+
+
+def tiny_llava(config: LlavaConfig | None = None) -> LlavaForConditionalGeneration:
+    """Weights large enough that an image decides the tokens."""
+    torch.manual_seed(0)
+    model: LlavaForConditionalGeneration = sharpened(LlavaForConditionalGeneration(config or llava_config()))
     return model
 
 
-def llava_checkpoint(folder: Path) -> Path:
+def llava_checkpoint(folder: Path, config: LlavaConfig | None = None) -> Path:
     """The model as a checkpoint: words w0, w1, ... are its tokens, and <image> one of them."""
-    tiny_llava().save_pretrained(folder)
+    tiny_llava(config).save_pretrained(folder)
     words = {f"w{token}": token for token in range(VOCABULARY) if token != IMAGE_TOKEN}
     tokenizer = Tokenizer(models.WordLevel({**words, "<image>": IMAGE_TOKEN}, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
