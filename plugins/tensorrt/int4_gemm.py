@@ -1,6 +1,7 @@
 """Int4Gemm: y = x W + bias with a weight of four bits, for the few rows of a decode step.
 
-`weight` and the rest are packed by plugins/weight_layout.py. TensorRT may call the weight's bytes int8 or uint8.
+`weight` and the rest are packed by plugins/weight_layout.py. Graphs hold the weight's bytes as int8: the parser of
+TensorRT-RTX 1.7.1 makes int32 of constants of uint8.
 Attribute `columns`: of y, since packed weights are padded.
 """
 

@@ -12,7 +12,7 @@ VERSION = "1"
 STATE_VERSION = 1
 """Of what an engine keeps of a plugin; an engine of another one has to be built again."""
 
-INPUTS = "inputs"
+INPUTS = "input_names"
 """Attribute: the kernel's names of the node's inputs, joined by commas, so that absent ones are left out."""
 
 STATE = "state_version"

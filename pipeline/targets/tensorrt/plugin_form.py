@@ -1,7 +1,7 @@
 """The packed decoder graph with the paged plugin as its attention: the same contract as on a CPU, in 16 bit.
 
 Each `slipway::PagedAttention` becomes a node that TensorRT's parser takes for the plugin of plugins/tensorrt: absent
-inputs are left out, and the attribute `inputs` names those that are there. Its pools are inputs and outputs of the
+inputs are left out, and the attribute `input_names` names those that are there. Its pools are inputs and outputs of the
 engine, of the 16-bit type, int8 or E4M3, to be bound to one address each. All else becomes standard operators.
 """
 

@@ -39,7 +39,7 @@ Fields read_fields(PluginFieldCollection const& given) {
     const PluginField& field = given.fields[i];
     const std::string name = field.name;
     if (name == "plugin_version" || name == "plugin_namespace") continue;
-    if (name == "inputs") {
+    if (name == "input_names") {
       result.inputs = split(std::string(static_cast<const char*>(field.data), size_t(field.length)));
       named = true;
     } else if (name == "state_version") {
@@ -51,13 +51,13 @@ Fields read_fields(PluginFieldCollection const& given) {
       result.attributes.push_back(number(field));
     }
   }
-  if (!named) throw std::runtime_error("it has no attribute inputs, the names of its inputs");
+  if (!named) throw std::runtime_error("it has no attribute input_names, the names of its inputs");
   return result;
 }
 
 std::vector<PluginField> field_names(const Form& form) {
   std::vector<PluginField> names;
-  names.emplace_back("inputs", nullptr, PluginFieldType::kCHAR, 0);
+  names.emplace_back("input_names", nullptr, PluginFieldType::kCHAR, 0);
   names.emplace_back("state_version", nullptr, PluginFieldType::kINT32, 1);
   for (const AttributeDescription& attribute : describe(form.op).attributes)
     names.emplace_back(attribute.name.c_str(), nullptr,

@@ -1,4 +1,5 @@
-// Int4Gemm: y = x W + bias with a weight of four bits. TensorRT may call the weight's bytes int8 or uint8.
+// Int4Gemm: y = x W + bias with a weight of four bits. Graphs hold the weight's bytes as int8: the parser of TensorRT-RTX
+// 1.7.1 makes int32 of constants of uint8.
 #include "creator.hpp"
 
 namespace slipway_tensorrt {

@@ -205,7 +205,7 @@ PluginFieldCollection const* KernelPlugin::getFieldsToSerialize() noexcept {
     }
     kept_fields_.clear();
     kept_fields_.emplace_back("state_version", kept_integers_.data(), PluginFieldType::kINT32, 1);
-    kept_fields_.emplace_back("inputs", kept_inputs_.c_str(), PluginFieldType::kCHAR, int32_t(kept_inputs_.size()) + 1);
+    kept_fields_.emplace_back("input_names", kept_inputs_.c_str(), PluginFieldType::kCHAR, int32_t(kept_inputs_.size()) + 1);
     size_t integers = 1, floats = 0;
     for (const Value& value : attributes_) {
       const void* at = value.integer ? static_cast<const void*>(&kept_integers_[integers++]) : &kept_floats_[floats++];

@@ -83,7 +83,7 @@ class PluginLibrary:
         """Attributes: whole numbers as int. Raises Refused."""
         text = ",".join(inputs).encode() + b"\0"
         values: list[Any] = [ctypes.create_string_buffer(text, len(text))]
-        fields = [_Field(b"inputs", ctypes.addressof(values[0]), CHAR, len(text))]
+        fields = [_Field(b"input_names", ctypes.addressof(values[0]), CHAR, len(text))]
         for key, value in attributes.items():
             kind, number = (
                 (INT32, ctypes.c_int32(value)) if isinstance(value, int) else (FLOAT32, ctypes.c_float(value))
