@@ -34,6 +34,21 @@ result = triton.InferenceServerClient("{grpc}").infer("{model}_unary", [audio])
 print(result.as_numpy("text_output")[0].decode())
 """
 
+SEES = """
+{model}, with tritonclient (each {placeholder} in the text is the place of an image):
+
+import numpy as np
+import tritonclient.grpc as triton
+
+files = ["picture.jpg"]
+text = triton.InferInput("text_input", [1], "BYTES")
+text.set_data_from_numpy(np.array([b"{placeholder} The old man"], dtype=object))
+images = triton.InferInput("image", [len(files)], "BYTES")
+images.set_data_from_numpy(np.array([open(file, "rb").read() for file in files], dtype=object))
+result = triton.InferenceServerClient("{grpc}").infer("{model}_unary", [text, images])
+print(result.as_numpy("text_output")[0].decode())
+"""
+
 DECODER = """
 {model}, with curl:
 
@@ -173,6 +188,10 @@ def how_to_call(running: Server, models: dict[str, str], repository: Path) -> st
         if engine is not None and engine.encoder is not None and engine.encoder.log_mel is not None:
             rate = engine.encoder.log_mel.sampling_rate
             lines += AUDIO.format(model=model, grpc=running.grpc, rate=rate)
+            continue
+        if engine is not None and engine.image_encoder is not None:
+            placeholder = engine.image_encoder.placeholder
+            lines += SEES.format(model=model, grpc=running.grpc, placeholder=placeholder)
             continue
         lines += DECODER.format(model=model, url=running.url, grpc=running.grpc)
     return lines

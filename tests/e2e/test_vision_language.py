@@ -25,6 +25,7 @@ from model_repo.runtime.request import Request, SamplingParams
 from pipeline.builder import build
 from pipeline.cli import main
 from pipeline.client import complete, decoder_inputs, stream, tensor
+from pipeline.foreground import how_to_call, served_models
 from pipeline.recipe import Recipe
 from pipeline.serve import Server, server
 from pipeline.workspace import REPOSITORY
@@ -331,6 +332,23 @@ def test_the_server_completes_as_transformers(serving: Server, llava: Built) -> 
     assert int(ordered[5].as_numpy("num_input_tokens")[0]) == len(expanded(cases()[5]))
     streamed = "".join(chunk.text for chunk in stream(serving.grpc, "llava", **sent(cases()[2])))
     assert streamed.strip() == text_of(llava, 2)
+
+
+def test_the_server_says_how_it_is_called(
+    serving: Server,
+    llava: Built,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The snippet that `slipway serve` prints works as it is, beside a picture."""
+    monkeypatch.chdir(tmp_path)
+    Path("picture.jpg").write_bytes(encoded(PICTURES[0], "JPEG"))
+    repository = llava.folder / REPOSITORY
+    assert served_models(repository) == {"llava": "decoder"}
+    told = how_to_call(serving, served_models(repository), repository)
+    exec(told[told.index("import numpy") :], {})
+    assert capsys.readouterr().out.split()[:2] == ["<image>", "The"], "the prompt comes first"
 
 
 def test_messages_hold_places_of_images(serving: Server) -> None:
