@@ -217,7 +217,7 @@ class EngineSpec:
     """The `engine` section of a compiled engine's manifest: all that the runtime needs to know to run it.
 
     `graph` and `plugin` are paths relative to the engine's folder. `threads` 0 means all cores. `features`
-    names what the engine has beyond the plain contract (PACKED_TEXTS, CONVOLUTIONS). Decoders have `kv` and
+    names what the engine has beyond the plain contract (PACKED_TEXTS, CONVOLUTIONS, ROWS_ALONE). Decoders have `kv` and
     `limits`; encoders have `head`, `max_length` in tokens, and, where they give embeddings, `hidden_size`. Decoders
     whose layers attend to an encoder's output have it as `encoder`, those whose prompts may hold images
     `image_encoder`.

@@ -27,6 +27,7 @@ from .errors import BadInput
 from .executor import BucketRule
 from .huge_pages import collapse
 from .prompt_embeds import EMBED_INDEX, PROMPT_EMBEDS
+from .resident_weights import ROWS_ALONE, WEIGHTS, ResidentWeights
 
 MAX_BINDINGS = 64
 """Shapes whose buffers are kept. Decode steps of a steady load come back to the same few."""
@@ -52,12 +53,18 @@ class _Binding:
 
 
 def session(
-    graph: Path, plugin: Path | None, threads: int, *, convolutions: bool = False
+    graph: Path,
+    plugin: Path | None,
+    threads: int,
+    *,
+    convolutions: bool = False,
+    weights: ResidentWeights | None = None,
 ) -> ort.InferenceSession:
     """A CPU session on a graph that was optimized when it was compiled. `threads` 0 means all cores.
 
     `convolutions`: they get the blocked layout (NCHWc) of this machine's instructions as the graph is loaded, since a
-    compiled graph is for any machine. Raises BadInput when ONNX Runtime refuses the graph or the operator library.
+    compiled graph is for any machine. `weights`: used instead of the files; they must outlive the session. Raises
+    BadInput when ONNX Runtime refuses the graph or the operator library.
     """
     options = ort.SessionOptions()
     levels = ort.GraphOptimizationLevel
@@ -67,6 +74,8 @@ def session(
     options.inter_op_num_threads = 1
     options.enable_mem_pattern = False  # patterns are kept for every shape, and steps have many
     options.log_severity_level = 3
+    if weights is not None:
+        weights.give_to(options)
     try:
         if plugin is not None:
             options.register_custom_ops_library(str(plugin))
@@ -82,7 +91,10 @@ class OnnxRuntimeExecutor:
 
     def __init__(self, folder: Path, spec: EngineSpec, num_blocks: int, threads: int) -> None:
         plugin = folder / spec.plugin if spec.plugin else None
-        self._session = session(folder / spec.graph, plugin, threads)
+        large = sum(path.stat().st_size for path in (folder / WEIGHTS).glob("*")) >= LARGE_BYTES
+        self._rows_alone = ROWS_ALONE in spec.features
+        self._weights = ResidentWeights.read(folder) if large and self._rows_alone else None
+        self._session = session(folder / spec.graph, plugin, threads, weights=self._weights)
         self._encoder = session(folder / spec.encoder.graph, plugin, threads) if spec.encoder else None
         self._spec = spec
         # One buffer for all shapes: logits are used up before the next step, and so are images' rows.
@@ -104,13 +116,14 @@ class OnnxRuntimeExecutor:
                 self._pool_arrays[name] = pool
                 self._pools[name] = ort.OrtValue.ortvalue_from_numpy(pool)
         self._graph_inputs = {value.name for value in self._session.get_inputs()}
-        if sum(path.stat().st_size for path in (folder / "weights").glob("*")) >= LARGE_BYTES:
+        if large:
             collapse()
 
     @property
     def bucket_rule(self) -> BucketRule:
-        """Two rows at least: MLAS computes a single row by another routine, with other rounding."""
-        return BucketRule(min_tokens=2)
+        """Two rows at least, except where no product is MLAS's: it computes a single row by another routine, with
+        other rounding."""
+        return BucketRule(min_tokens=1 if self._rows_alone else 2)
 
     def run(self, step: StepTensors) -> npt.NDArray[np.float32]:
         """See `Executor.run`."""

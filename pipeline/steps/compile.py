@@ -8,6 +8,7 @@ from pathlib import Path
 
 from model_repo.runtime.contract import CONVOLUTIONS, CROSS, PACKED_TEXTS, EngineSpec, Limits
 from model_repo.runtime.engine_files import ENCODER_FILES, ENCODER_ONLY, EXAMPLE
+from model_repo.runtime.resident_weights import ROWS_ALONE
 from pipeline.sources.encoder_decoder import ENCODER_GRAPH
 from pipeline.stages import Product, Stage
 from pipeline.workspace import ENGINE, WEIGHTS, lowered
@@ -30,6 +31,7 @@ CODE = (
     "model_repo/runtime/contract.py",
     "model_repo/runtime/cross_attention.py",
     "model_repo/runtime/prompt_embeds.py",
+    "model_repo/runtime/resident_weights.py",
     *PARITY_CODE,
 )
 PACKAGES = ("onnx", "onnx-ir", "onnxruntime")
@@ -62,6 +64,7 @@ def _run(context: BuildContext) -> Product:
     from pipeline.parity.cross import encoder_beside
     from pipeline.parity.sessions import has_convolutions, uses_plugin
     from pipeline.targets import get_target
+    from pipeline.targets.quantized import rows_alone
     from plugins.cpu.build import library_path
     from plugins.schemas import DOMAIN, PACKED_LAYOUT
 
@@ -80,6 +83,8 @@ def _run(context: BuildContext) -> Product:
     compiled = load_graph(graph)
     if any(node.op_type == PACKED_LAYOUT.name and node.domain == DOMAIN for node in compiled.graph):
         spec = replace(spec, features=(*spec.features, PACKED_TEXTS))
+    if facts.kind == "decoder" and not facts.has_two_graphs and rows_alone(compiled):
+        spec = replace(spec, features=(*spec.features, ROWS_ALONE))
     if has_convolutions(compiled):
         spec = replace(spec, features=(*spec.features, CONVOLUTIONS))
     if uses_plugin(compiled):

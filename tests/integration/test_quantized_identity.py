@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from model_repo.runtime import onnxruntime_executor
 from model_repo.runtime.engine_files import EngineFiles
+from model_repo.runtime.resident_weights import ROWS_ALONE
 from pipeline import Recipe, build
 from pipeline.recipe import read_yaml
 
@@ -28,7 +30,10 @@ FIELDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("scheme", FIELDS)
-def test_neighbours_change_no_bit(engine_folder: Path, tmp_path: Path, scheme: str) -> None:
+def test_neighbours_change_no_bit(
+    engine_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    """Nor does it change one where the weights lie: those of requests alone are read into memory, as large ones are."""
     folder = tmp_path / "engine"
     shutil.copytree(engine_folder, folder, ignore=shutil.ignore_patterns("repository"))
     recipe = read_yaml(folder / "recipe.yaml") | {"quantize": FIELDS[scheme]}
@@ -44,11 +49,15 @@ def test_neighbours_change_no_bit(engine_folder: Path, tmp_path: Path, scheme: s
     build(Recipe.from_dict(recipe), folder, stages=(*stages, "quantize", "lower", "compile"))
     spec = EngineFiles.read(folder).spec
     assert spec.precision == FIELDS[scheme].get("precision", "fp32")
+    assert (ROWS_ALONE in spec.features) == (scheme in ("int8", "int4", "w4a8"))
     assert spec.limits is not None
     requests = requests_of(np.random.default_rng(7), spec.vocab_size)
     tight = replace(spec, limits=replace(spec.limits, token_budget=96))
     together = run(folder, tight, 2, requests, [index // 3 for index in range(16)])
     assert max(len(step.rows) for step in together.log.steps) >= 8
+    monkeypatch.setattr(onnxruntime_executor, "LARGE_BYTES", 0)
+    executor = onnxruntime_executor.OnnxRuntimeExecutor(folder, spec, spec.limits.num_blocks, 1)
+    assert executor.bucket_rule.min_tokens == (1 if ROWS_ALONE in spec.features else 2)
     for request in (requests[place] for place in (0, 1, 6, 7, 11, 13)):
         alone = run(folder, spec, 1, [request], [0])
         expected, got = alone.logits[request.request_id], together.logits[request.request_id]
