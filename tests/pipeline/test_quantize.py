@@ -218,6 +218,33 @@ def test_packed_codes_of_a_lowered_product_are_its_weights() -> None:
     assert np.array_equal(unpack(packed, 8, 96, 64), wanted.codes)
 
 
+@pytest.mark.parametrize(("float_activations", "level"), [(True, 1), (False, 4)])
+def test_a_table_of_its_own_has_a_scale_a_row_beside_blocks(float_activations: bool, level: int) -> None:
+    """No operator looks up rows of 8-bit blocks; the table would become floats again."""
+    from pipeline.targets.quantized import lower_products
+
+    model = branches()
+    head = next(node for node in model.graph if node.name == "node_logits")
+    model.graph.outputs.pop(0)
+    model.graph.remove(head, safe=True)
+    numbers = model.graph.initializers["table"].const_value.numpy()
+    schemes = dict.fromkeys(("up", "gate", "down"), layer_schemes("int8-weights", 32))
+    written = write(model, CPU, schemes)
+    verify(model, written)
+    assert {name: str(scheme) for name, scheme in written.tables.items()} == {"table": "int8 per channel"}
+    lower_products(model, float_activations=float_activations)
+    kinds = [node.op_type for node in model.graph]
+    assert (kinds.count("QuantizedGather"), kinds.count("MatMulNBits")) == (1, 3)
+    assert not any(
+        value.const_value.shape == numbers.shape and value.const_value.dtype == ir.DataType.FLOAT
+        for value in model.graph.initializers.values()
+    )
+    levels = {
+        node.attributes.get_int("accuracy_level", 0) for node in model.graph if node.op_type == "MatMulNBits"
+    }
+    assert levels == {level}
+
+
 def test_mixed_takes_a_file_of_precisions(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="precision mixed needs a file"):
         QuantizeRecipe(precision="mixed")
