@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import pytest
@@ -88,6 +89,29 @@ def test_workspace_is_the_kernels_own_answer(kernels: Library) -> None:
     for call in calls(kernels, names.PAGED_ATTENTION):
         asked = kernels.workspace_bytes("paged_attention", call.tensors, call.case.attributes)
         assert call.workspace().numel() == asked
+
+
+def test_no_smaller_step_needs_more_workspace(kernels: Library) -> None:
+    """Builders ask for the largest shapes of a profile alone."""
+    rotary = ("cos_cache", "sin_cache", "slot_mapping", "position_ids")
+    form = PAGED(
+        kernels, (*LEAST, *rotary), {"num_heads": 4, "kv_num_heads": 2, "do_rotary": 1, "workers": 376}
+    )
+    half, int32, wide = torch.float16, torch.int32, torch.float32
+    dtypes = [half, half, half, int32, int32, int32, wide, wide, int32, int32, half, half, half]
+
+    def needed(tokens: int, batch: int, max_blocks: int, blocks: int) -> int:
+        pool, table = (blocks, 16, 2, 64), (64, 32)
+        step = [(tokens, 512), pool, pool, (batch + 1,), (batch,), (batch, max_blocks)]
+        return form.workspace_bytes(
+            dtypes, [*step, table, table, (tokens,), (tokens,), (tokens, 256), pool, pool]
+        )
+
+    sizes = list(itertools.product((0, 1, 8, 64, 512), (1, 3, 64), (1, 64, 512), (1, 64, 4096)))
+    found = {size: needed(*size) for size in sizes}
+    pairs = [(a, b) for a in sizes for b in sizes if all(x <= y for x, y in zip(a, b, strict=True))]
+    assert [(a, b) for a, b in pairs if found[a] > found[b]] == []
+    assert len(set(found.values())) > 10
 
 
 @pytest.mark.parametrize(
