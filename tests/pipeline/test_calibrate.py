@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,9 @@ from model_repo.runtime.manifest import Manifest, sha256_of
 from pipeline import build
 from pipeline.builder import stages_of
 from pipeline.check import check, verdict
-from pipeline.recipe import CalibrateRecipe, Recipe
-from pipeline.workspace import ALL_MANIFESTS, FUSED, RECIPE, SCALES, STAGING
+from pipeline.quantize.policy import POLICIES
+from pipeline.recipe import CalibrateRecipe, QuantizeRecipe, Recipe
+from pipeline.workspace import ALL_MANIFESTS, FUSED, QUANTIZED, RECIPE, SCALES, STAGING
 from tests.pipeline.tiny import MAX_LENGTH
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,6 +73,18 @@ def test_the_stage_leaves_ranges_samples_and_a_manifest(built: Path, data: Path)
         "12",
     )
     verdict(check(built))
+
+
+@pytest.mark.parametrize("algorithm", ["awq", "smoothquant"])
+def test_no_factors_move_into_activations_whose_ranges_are_fixed(
+    built: Path, data: Path, algorithm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(POLICIES, "onnxruntime", replace(POLICIES["onnxruntime"], smallest=1))
+    recipe = recipe_of(built, data=str(data))
+    recipe = replace(recipe, quantize=QuantizeRecipe("fp8", algorithm=algorithm))
+    with pytest.raises(BadInput, match=f"'{algorithm}', which moves factors into activations"):
+        build(recipe, built, stages=("calibrate", "quantize"))
+    assert not (built / QUANTIZED).exists()
 
 
 def test_it_runs_again_when_its_data_changes_and_only_then(built: Path, data: Path) -> None:

@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from calibration.data import parity_prompts
 from model_repo.runtime.errors import BadInput
 from pipeline import Recipe, build
+from pipeline.fuse.weights import read_origin
 from pipeline.graph import load_graph
 from pipeline.parity.decoder import run_decoder
 from pipeline.parity.sessions import graph_session
@@ -107,6 +108,38 @@ def test_codes_and_scales_of_a_checkpoint_reach_the_graph_unchanged(
         with torch.inference_mode():
             wanted = reference(input_ids=torch.tensor([ids])).logits[0].numpy()
         np.testing.assert_allclose(rows, wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_fixed_scales_of_activations_are_the_checkpoints(float_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "fp8"
+    shutil.copytree(float_folder, folder)
+    tensors = load_file(float_folder / "model.safetensors")
+    stored, given = {}, {}
+    for place, (name, weight) in enumerate(sorted(tensors.items())):
+        stored[name] = weight
+        if "_proj" in name and "layers.1.mlp.gate" not in name:
+            module = name.removesuffix(".weight")
+            scale = weight.abs().max() / 448
+            given[name] = 0.01 + 0.001 * (place % 7)
+            stored[name] = (weight / scale).to(torch.float8_e4m3fn)
+            stored |= {f"{module}.weight_scale": scale, f"{module}.input_scale": torch.tensor(given[name])}
+    save_file(stored, folder / "model.safetensors", {"format": "pt"})
+    (folder / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": "FP8"}}))
+    stages = ("export", "fuse", "calibrate", "quantize")
+    made = recipe(folder, precision="fp8", algorithm="checkpoint")
+    model = load_graph(build(made, tmp_path / "out", stages=stages).folder / QUANTIZED)
+    seen = set()
+    for node in model.graph:
+        rounded = node.inputs[0].producer() if node.op_type == "MatMul" and node.inputs[0] else None
+        if rounded is None or rounded.op_type != "DequantizeLinear":
+            continue
+        weight = node.inputs[1].producer()
+        assert weight is not None
+        parts = [origin.parameter for origin in read_origin(weight.inputs[0])]
+        scale = float(rounded.inputs[1].const_value.numpy())
+        assert scale == np.float32(max(given[part] for part in parts))
+        seen.update(parts)
+    assert seen == set(given) - {"model.layers.1.mlp.up_proj.weight"}  # packed with floats, so it stays so
 
 
 def test_what_does_not_go_together_is_refused(float_folder: Path, tmp_path: Path) -> None:
