@@ -3,8 +3,8 @@
     python bench/openvino_run.py convert CHECKPOINT FOLDER
     python bench/openvino_run.py prefill|decode FOLDER THREADS STREAMS CONTEXT STEPS
 
-`convert` writes OpenVINO's model with int8 weights (optimum-intel's load_in_8bit) and its tokenizer to FOLDER. The
-others print tokens per second; everything that is not said here is OpenVINO's default.
+`convert` writes OpenVINO's model with int8 weights (optimum-intel's load_in_8bit) to FOLDER. The others print tokens
+per second; everything that is not said here is OpenVINO's default.
 """
 
 from __future__ import annotations
@@ -12,25 +12,17 @@ from __future__ import annotations
 import random
 import sys
 import time
-from pathlib import Path
 
 CACHE_GIB = 1
 """Room for keys and values, GiB."""
 
 
 def convert(checkpoint: str, folder: str) -> None:
-    """From a float32 checkpoint with a tokenizer.json to OpenVINO's files."""
-    import openvino
-    from openvino_tokenizers import convert_tokenizer
+    """From a float32 checkpoint to OpenVINO's files. What is measured takes tokens, so no tokenizer goes with them."""
     from optimum.intel import OVModelForCausalLM
-    from transformers import PreTrainedTokenizerFast
 
     model = OVModelForCausalLM.from_pretrained(checkpoint, export=True, load_in_8bit=True, compile=False)
     model.save_pretrained(folder)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(Path(checkpoint) / "tokenizer.json"))
-    converted = convert_tokenizer(tokenizer, with_detokenizer=True)
-    for part, name in zip(converted, ("tokenizer", "detokenizer"), strict=True):
-        openvino.save_model(part, Path(folder) / f"openvino_{name}.xml")
 
 
 def measure(kind: str, folder: str, threads: int, streams: int, context: int, steps: int) -> float:

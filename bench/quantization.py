@@ -4,7 +4,8 @@ SmolLM2-135M's shape with random weights, the same threads for all. The engines 
 in a process of its own; what is compared is the median of the rounds. Engines and GGUF files are made first and kept
 in `--output` (`--build-only` ends there). llama.cpp's Q4_0 has its embedding in Q4_0 too. `--openvino PYTHON` adds
 OpenVINO GenAI with int8 weights; PYTHON is the interpreter of an environment with it: `python3.11 -m venv DIR;
-DIR/bin/pip install torch==2.13.0 openvino openvino-genai openvino-tokenizers optimum-intel nncf requests`.
+DIR/bin/pip install torch==2.13.0 openvino openvino-genai optimum-intel nncf requests` (and no torchvision of another
+torch).
 """
 
 from __future__ import annotations
