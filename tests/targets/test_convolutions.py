@@ -149,6 +149,16 @@ def test_pools_between_convolutions_choose_codes() -> None:
     assert np.abs(run(graph, images(3)) - wanted).max() < 0.02 * np.abs(wanted).max()
 
 
+def test_a_relu_before_codes_below_zero_is_computed() -> None:
+    """Its zero is not the lowest code, so that rounding alone would let negative numbers through."""
+    graph = ir.from_proto(onnx.load_from_string(pooled()))
+    write(graph, CPU, convolution_schemes(graph, CPU, "int8"), scale_of=lambda name, scheme: Step(0.02, 100))
+    wanted = run(graph, images(3))
+    lower_convolutions(graph)
+    assert operators(graph).count("Relu") == 1
+    assert np.abs(run(graph, images(3)) - wanted).max() < 0.02 * np.abs(wanted).max()
+
+
 @functools.cache
 def pooled() -> bytes:
     torch.manual_seed(2)
