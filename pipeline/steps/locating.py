@@ -15,7 +15,7 @@ from pipeline.parity.stepwise import comparable_graph
 from pipeline.parity.walk import GraphReference, Walk, walk
 from pipeline.recipe import Recipe
 from pipeline.stages import Product
-from pipeline.workspace import ENGINE, EXPORTED, FUSED, QUANTIZED, STAGING, lowered
+from pipeline.workspace import ENGINE, EXPORTED, FUSED, QUANTIZED, STAGING, WEIGHTS, lowered
 
 from .context import EXAMPLES, BuildContext, ModelFacts, parity_inputs
 
@@ -99,7 +99,7 @@ def walk_beside_module(
 
     known = ModelFacts.from_dict(facts)
     candidate = comparable_graph(Path(graph))
-    inputs = _record(recipe, known, candidate, Path(examples), Path(folder))
+    inputs = _record(recipe, known, candidate, Path(examples), Path(folder), Path(graph).parent / WEIGHTS)
     if inputs is None:
         return None
     runs = inputs if known.kind == "tensors" else [list(ids) for ids in inputs]
@@ -111,9 +111,12 @@ def walk_beside_module(
 
 
 def _record(
-    recipe: dict[str, Any], facts: ModelFacts, candidate: Any, examples: Path, folder: Path
+    recipe: dict[str, Any], facts: ModelFacts, candidate: Any, examples: Path, folder: Path, weights: Path
 ) -> Sequence[Any] | None:
-    """Runs the torch module on the parity inputs and records what its submodules give; gives the inputs."""
+    """Runs the torch module on the parity inputs and records what its submodules give; gives the inputs.
+
+    The module's weights are mapped from `weights`, where those of the graph lie already.
+    """
     import torch
 
     from pipeline.parity.modules import leaving_values, record
@@ -122,7 +125,7 @@ def _record(
     from pipeline.sources import open_source
 
     settings = Recipe.from_dict(recipe)
-    source = open_source(settings.source.model, settings.source)
+    source = open_source(settings.source.model, settings.source).with_weights_in(weights)
     model = source.load()
     names = list(leaving_values(candidate))
     if facts.kind != "tensors":

@@ -10,6 +10,7 @@ need no padding.
 
 from __future__ import annotations
 
+import ctypes
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -35,7 +36,6 @@ DESCRIPTOR = TargetDescriptor(
     precisions=("fp32", "int8", "int8-weights", "fp8", "int4", "w4a8", "mixed"),
     kv_dtypes=("float32", "int8"),
 )
-_PROVIDERS = ["CPUExecutionProvider"]
 _IR_VERSION = 13
 """The newest that ONNX Runtime 1.31 reads; onnx 1.23 writes 14, whose additions no operator of ours needs."""
 _OPTIMIZED = "optimized.onnx"
@@ -91,8 +91,7 @@ class OnnxRuntimeTarget:
         """
         from pipeline.graph import load_graph, save_graph
 
-        with _optimized(lowered, engine) as path:
-            optimized = load_graph(path)
+        with _optimized(lowered, engine) as optimized:
             _refer_to_known_weights(optimized, load_graph(lowered))
             save_graph(optimized, engine)
         return {}
@@ -162,32 +161,48 @@ def _check_operators(model: ir.Model) -> None:
 
 
 @contextmanager
-def _optimized(lowered: Path, engine: Path) -> Iterator[Path]:
-    """The graph at `lowered` as ONNX Runtime optimizes it, in a folder beside `engine` that goes away."""
+def _optimized(lowered: Path, engine: Path) -> Iterator[ir.Model]:
+    """The graph at `lowered` as ONNX Runtime optimizes it, through files beside `engine` that go away.
+
+    Weights that ONNX Runtime leaves as they are keep the places in files that they have in `lowered`; they are not
+    written again.
+    """
+    import onnx_ir as ir
     import onnxruntime as ort
 
     with tempfile.TemporaryDirectory(dir=engine.parent, prefix=f"{engine.name}.") as name:
-        path = Path(name) / _OPTIMIZED
+        path, weights = Path(name) / _OPTIMIZED, Path(name) / _OPTIMIZED_WEIGHTS
         options = _options()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-        options.optimized_model_filepath = str(path)
+        options.add_provider("CPUExecutionProvider", {})
         for key, value in {
-            "session.optimized_model_external_initializers_file_name": _OPTIMIZED_WEIGHTS,
-            "session.optimized_model_external_initializers_min_size_in_bytes": str(_INLINE_BYTES),
+            "optimization.disable_specified_optimizers": ";".join(SLOWER),
             # Weights packed for this machine's instructions are made where the engine is loaded.
             "session.disable_prepacking": "1",
             # Quantized products are lowered already; what is left simulates formats without kernels (E4M3).
             "session.disable_quant_qdq": "1",
         }.items():
             options.add_session_config_entry(key, value)
-        try:
-            session = ort.InferenceSession(
-                str(lowered), options, providers=_PROVIDERS, disabled_optimizers=SLOWER
-            )
-        except Exception as error:  # ONNX Runtime's errors share no base of their own
-            raise BadInput(f"ONNX Runtime does not take {lowered.name}: {error}") from error
-        del session
-        yield path
+        with weights.open("wb") as made:
+
+            def place(_: str, weight: ort.OrtValue, known: Any) -> Any:
+                """Where a weight lies; None for one that the graph itself holds."""
+                size = weight.tensor_size_in_bytes()
+                if known is not None or size < _INLINE_BYTES:
+                    return known
+                start = made.tell()
+                made.write((ctypes.c_char * size).from_address(weight.data_ptr()))
+                return ort.OrtExternalInitializerInfo(_OPTIMIZED_WEIGHTS, start, size)
+
+            try:
+                ort.ModelCompiler(
+                    options,
+                    str(lowered),
+                    graph_optimization_level=ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+                    get_initializer_location_func=place,
+                ).compile_to_file(str(path))
+            except Exception as error:  # ONNX Runtime's errors share no base of their own
+                raise BadInput(f"ONNX Runtime does not take {lowered.name}: {error}") from error
+        yield ir.load(path)
 
 
 def _options() -> ort.SessionOptions:
@@ -204,15 +219,32 @@ def _options() -> ort.SessionOptions:
 
 def _refer_to_known_weights(optimized: ir.Model, lowered: ir.Model) -> None:
     """Initializers that both graphs have become references to the files of `lowered`, with their origin."""
+    known = lowered.graph.initializers
+    placed = {_place(value.const_value): value for value in known.values()}
+    placed.pop(None, None)
+    for name, value in optimized.graph.initializers.items():
+        new = value.const_value
+        place = _place(new)
+        for before in (known.get(name), placed.get(place)):
+            if before is None:
+                continue
+            old = before.const_value
+            if _place(old) == place if place in placed else _equal(old, new):
+                value.const_value = old
+                value.metadata_props.update(before.metadata_props)
+                break
+
+
+def _place(tensor: ir.TensorProtocol | None) -> tuple[str, int] | None:
+    """The file, as the graph names it, and the first byte; None for a tensor that lies in the graph."""
+    import onnx_ir as ir
+
+    return (str(tensor.location), tensor.offset or 0) if isinstance(tensor, ir.ExternalTensor) else None
+
+
+def _equal(one: ir.TensorProtocol | None, other: ir.TensorProtocol | None) -> bool:
     import numpy as np
 
-    known = lowered.graph.initializers
-    for name, value in optimized.graph.initializers.items():
-        before = known.get(name)
-        if before is None or before.const_value is None or value.const_value is None:
-            continue
-        old, new = before.const_value, value.const_value
-        if old.dtype != new.dtype or old.shape != new.shape or not np.array_equal(old.numpy(), new.numpy()):
-            continue
-        value.const_value = old
-        value.metadata_props.update(before.metadata_props)
+    if one is None or other is None or one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    return bool(np.array_equal(one.numpy(), other.numpy()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections import Counter
 from pathlib import Path
@@ -232,6 +233,44 @@ def test_a_graph_that_does_not_run_is_refused_and_nothing_is_left(tmp_path: Path
     with pytest.raises(BadInput, match=r"ONNX Runtime does not take lower\.onnx"):
         TARGET.compile(lowered, tmp_path / "engine.onnx", TargetRecipe())
     assert set(tmp_path.iterdir()) == files
+
+
+def test_weights_that_stay_are_not_written_again_and_others_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`folded` is computed from constants; `stays` is multiplied as it is."""
+    written: list[int] = []
+
+    class Counted(tempfile.TemporaryDirectory):  # type: ignore[type-arg]
+        def cleanup(self) -> None:
+            written.append(sum(path.stat().st_size for path in Path(self.name).rglob("*")))
+            super().cleanup()
+
+        def __exit__(self, *error: object) -> None:
+            self.cleanup()
+
+    stays, turned = random(64, 640), random(640, 32)
+    model = graph(
+        """g (float[n, 64] x, float[64, 640] stays, float[640, 32] turned, float[32] shift) => (float[n, 32] y) {
+            folded = Sub(turned, shift)
+            h = MatMul(x, stays)
+            y = MatMul(h, folded)
+        }""",
+        stays=stays,
+        turned=turned,
+        shift=np.full(32, 0.5, np.float32),
+    )
+    lowered = save_graph(model, tmp_path / "lower.onnx").graph
+    before = set((tmp_path / "weights").iterdir())
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", Counted)
+    TARGET.compile(lowered, tmp_path / "engine.onnx", TargetRecipe())
+    (bytes_written,) = written
+    assert turned.nbytes < bytes_written < turned.nbytes + stays.nbytes / 10
+    (added,) = set((tmp_path / "weights").iterdir()) - before
+    assert added.stat().st_size == turned.nbytes
+    x = random(3, 64)
+    (y,) = session(tmp_path / "engine.onnx").run(None, {"x": x})
+    np.testing.assert_allclose(y, x @ stays @ (turned - np.float32(0.5)), rtol=1e-3, atol=1e-3)
 
 
 def test_nothing_is_missing_where_the_plugin_was_built() -> None:
