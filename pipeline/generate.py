@@ -26,6 +26,7 @@ def generate(
     threads: int | None = None,
     on_text: Callable[[str], None] | None = None,
     images: Sequence[Path] = (),
+    beginning: str | None = None,
 ) -> list[Completion]:
     """Completions in the order of the prompts; the engine in `folder` runs them as one batch in flight.
 
@@ -33,18 +34,22 @@ def generate(
     piece of new text, of whichever prompt. Raises BadInput when the engine is missing or damaged, is no decoder, or
     cannot take a prompt.
 
-    Prompts of an encoder-decoder are its encoder's input; completions begin as the checkpoint says. `images` of a
-    vision-language model take the places that the prompts have for them, in order.
+    Prompts of an encoder-decoder are its encoder's input; completions begin with `beginning`, or as the checkpoint
+    says. `images` of a vision-language model take the places that the prompts have for them, in order.
     """
     if not prompts:
         raise BadInput("no prompt given; give --prompt TEXT, --prompt-ids 5,17,9 or --audio FILE")
     engine = Engine.load(folder, threads=threads)
+    if beginning is not None and engine.spec.encoder is None:
+        raise BadInput(f"engine {engine.spec.name!r} is no encoder-decoder; leave --begin-with out")
     if engine.spec.image_encoder is not None:
         requests = _with_images(engine, folder, prompts, sampling, images, threads)
     elif images:
         raise BadInput(f"engine {engine.spec.name!r} takes no images; leave --image out")
     else:
-        requests = [_request(engine, str(place), prompt, sampling) for place, prompt in enumerate(prompts)]
+        requests = [
+            _request(engine, str(place), prompt, sampling, beginning) for place, prompt in enumerate(prompts)
+        ]
     if on_text is None:
         return engine.generate(requests)
     return engine.generate(requests, lambda output: on_text(output.text))
@@ -73,19 +78,24 @@ def to_dict(completion: Completion) -> dict[str, Any]:
     return values if completion.error is None else {**values, "error": completion.error}
 
 
-def _request(engine: Engine, request_id: str, prompt: Prompt, sampling: SamplingParams) -> Request:
+def _request(
+    engine: Engine, request_id: str, prompt: Prompt, sampling: SamplingParams, beginning: str | None
+) -> Request:
     encoder = engine.spec.encoder
+    begun: tuple[int, ...] = () if encoder is None else encoder.prompt_ids
+    if beginning is not None:
+        begun = _ids(engine, beginning, add_special_tokens=False)
     if isinstance(prompt, Path):
         if encoder is None or encoder.log_mel is None:
             raise BadInput(f"engine {engine.spec.name!r} takes no audio; give --prompt TEXT or --prompt-ids")
         features = encoder.log_mel(read_audio(prompt, encoder.log_mel.sampling_rate))
-        return Request(request_id, encoder.prompt_ids, sampling, encoder_input=features)
+        return Request(request_id, begun, sampling, encoder_input=features)
     if encoder is None:
         return Request(request_id, _ids(engine, prompt), sampling)
     if encoder.log_mel is not None:
         raise BadInput(f"engine {engine.spec.name!r} takes audio; give --audio FILE")
     ids = np.array([_ids(engine, prompt)], encoder.input.dtype)
-    return Request(request_id, encoder.prompt_ids, sampling, encoder_input=ids)
+    return Request(request_id, begun, sampling, encoder_input=ids)
 
 
 def _with_images(
@@ -156,9 +166,9 @@ def read_audio(path: Path, sampling_rate: int) -> npt.NDArray[np.float32]:
     return np.asarray(np.frombuffer(data, "<i2") / 32768, np.float32)
 
 
-def _ids(engine: Engine, prompt: str | Sequence[int]) -> tuple[int, ...]:
+def _ids(engine: Engine, prompt: str | Sequence[int], add_special_tokens: bool = True) -> tuple[int, ...]:
     if not isinstance(prompt, str):
         return tuple(prompt)
     if engine.tokenizer is None:
         raise BadInput("this engine was built without a tokenizer; give --prompt-ids")
-    return tuple(engine.tokenizer.encode(prompt))
+    return tuple(engine.tokenizer.encode(prompt, add_special_tokens=add_special_tokens))

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from ..runtime.errors import BadInput
 from ..runtime.request import SamplingParams
+from .interface import BEGINNING
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -57,6 +58,8 @@ class Call:
     stream: bool
     echo: bool
     timeout_seconds: float | None
+    beginning: str | None = None
+    """What the completion of an encoder-decoder begins with; None for what the checkpoint says."""
 
 
 def parse(
@@ -89,6 +92,7 @@ def parse(
         stream=stream,
         echo=not exclude,
         timeout_seconds=timeout,
+        beginning=_text(arrays, BEGINNING.name),
     )
 
 

@@ -75,6 +75,14 @@ PREPROCESSED: tuple[Field, ...] = (
 AUDIO = Field("audio", "FP32", (-1,), "the sound, one channel at the model's rate, between -1 and 1")
 """What apps send to models that hear; text_input may then be what the completion begins with."""
 
+BEGINNING = Field(
+    "decoder_text_input",
+    "STRING",
+    (1,),
+    "what the completion begins with, such as a language, instead of the usual",
+)
+"""What apps may send to encoder-decoders of texts."""
+
 
 IMAGES = Field(
     "image",

@@ -75,12 +75,14 @@ class TritonPythonModel:
         if encoder.log_mel is None:
             text = tokenized(self.tokenizer, call.text or "", encoder.max_positions)
             source = np.array(text, encoder.input.dtype)
+            beginning = call.beginning
         else:
             if AUDIO.name not in inputs:
                 raise BadInput(f"send {AUDIO.name}: {AUDIO.meaning} ({encoder.log_mel.sampling_rate} Hz)")
             source = encoder.log_mel(inputs[AUDIO.name].reshape(-1))[0]
-            if call.text is not None:
-                prompt = tokenized(self.tokenizer, call.text, self.max_length, add_special_tokens=False)
+            beginning = call.text
+        if beginning is not None:
+            prompt = tokenized(self.tokenizer, beginning, self.max_length, add_special_tokens=False)
         return response(
             {**self.handed_on(replace(call, echo=False), prompt, request), "encoder_input": source}
         )

@@ -48,8 +48,7 @@ def decoder(name: str, engine_dir: Path, manifest: Manifest, serve: ServeSetting
         parameters["encoder"] = json.dumps(asdict(spec.encoder))
         handed_on = (*handed_on, _encoder_field(spec.encoder))
         asked = tuple(field for field in asked if field.name != "messages")
-        if spec.encoder.log_mel is not None:
-            asked = (*asked, interface.AUDIO)
+        asked = (*asked, interface.BEGINNING if spec.encoder.log_mel is None else interface.AUDIO)
     inputs = tensors(asked, optional=True)
     outputs = tensors(interface.DECODER_OUTPUTS)
     return [

@@ -28,6 +28,11 @@ import click
     type=click.Path(path_type=Path),
     help="an image, for models that see; may be repeated, once for each place in the prompts",
 )
+@click.option(
+    "--begin-with",
+    "beginning",
+    help="what completions of an encoder-decoder begin with, such as a language  [default: as the checkpoint says]",
+)
 @click.option("--max-tokens", type=int, default=32, show_default=True, help="tokens to generate at most")
 @click.option(
     "--temperature", type=float, default=0.0, show_default=True, help="0: always the likeliest token"
@@ -52,6 +57,7 @@ def command(
     id_lists: tuple[str, ...],
     audio_files: tuple[Path, ...],
     images: tuple[Path, ...],
+    beginning: str | None,
     threads: int | None,
     as_json: bool,
     **sampling: Any,
@@ -83,7 +89,13 @@ def command(
         pieces.append(text)
 
     completions = generate(
-        folder, prompts, SamplingParams(**sampling), threads, stream if streams else None, images
+        folder,
+        prompts,
+        SamplingParams(**sampling),
+        threads,
+        stream if streams else None,
+        images,
+        beginning,
     )
     for prompt, completion in zip(prompts, completions, strict=True):
         if as_json:

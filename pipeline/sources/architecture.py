@@ -26,7 +26,7 @@ on padding or company is found out by export's probe."""
 
 CARRIED = (
     "decoders of the Llama kind (a ...ForCausalLM class that uses transformers' attention interface), "
-    "encoder-decoders of the Whisper and BART kind (...ForConditionalGeneration, ...MTModel), "
+    "encoder-decoders of the Whisper, BART and T5 kind (...ForConditionalGeneration, ...MTModel), "
     f"vision-language models ({', '.join(VISION_LANGUAGE)}) and "
     "encoders of the BERT kind: bodies (...Model, ...EncoderModel, ...ForMaskedLM) as sentence encoders, and "
     f"heads ({', '.join(f'...{suffix}' for suffix in HEAD_SUFFIXES)}), and models of images: classifiers "

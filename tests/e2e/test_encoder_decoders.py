@@ -80,6 +80,16 @@ def bart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return checkpoint, folder / "out"
 
 
+@pytest.fixture(scope="module")
+def t5(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Of the kind of v1.1: its head shares no weight with its embedding, whatever its config says."""
+    folder = tmp_path_factory.mktemp("t5")
+    (family,) = (family for family in CARRIED if family.name == "T5 v1.1")
+    checkpoint = saved(family.model(), folder / "tiny-t5")
+    build(recipe(checkpoint), folder / "out", stages=STAGES)
+    return checkpoint, folder / "out"
+
+
 def sound(samples: int, seed: int) -> Any:
     random = np.random.default_rng(seed)
     pitch = random.uniform(100, 2000, 5).repeat(samples // 5 + 1)[:samples]
@@ -126,12 +136,13 @@ def test_whisper_transcribes_as_transformers(whisper: tuple[Path, Path]) -> None
     assert len({tuple(one) for one in expected}) > 3, "the sounds are not told apart"
 
 
-def test_bart_continues_as_transformers(bart: tuple[Path, Path]) -> None:
-    checkpoint, out = bart
+@pytest.mark.parametrize(("built", "start"), [("bart", 3), ("t5", 0)])
+def test_texts_continue_as_transformers(built: str, start: int, request: pytest.FixtureRequest) -> None:
+    checkpoint, out = request.getfixturevalue(built)
     engine = Engine.load(out)
     encoder = engine.spec.encoder
     assert encoder is not None
-    assert encoder.prompt_ids == (3,)
+    assert encoder.prompt_ids == (start,)
     model = AutoModelForSeq2SeqLM.from_pretrained(checkpoint)
     random = np.random.default_rng(0)
     texts = [random.integers(3, VOCABULARY, (1, length)) for length in (5, 23, 8, 1, 33, 96)]
@@ -153,6 +164,10 @@ def test_generate_reads_texts_and_audio(
     first, second = (json.loads(line) for line in result.output.splitlines())
     assert first["token_ids"] == second["token_ids"]
     assert len(first["token_ids"]) == 32
+    begun = CliRunner().invoke(
+        main, ["generate", str(bart[1]), *arguments[:2], *arguments[4:], "--begin-with", "w9"]
+    )
+    assert json.loads(begun.output)["prompt_ids"] == [9]
 
     audio = sound(9000, 1)
     np.save(tmp_path / "a.npy", np.round(audio * 32768).astype(np.float32) / 32768)
@@ -219,11 +234,14 @@ def test_a_checkpoint_with_another_preprocessor_is_refused(
 
 @pytest.fixture(scope="module")
 def serving(
-    whisper: tuple[Path, Path], bart: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+    whisper: tuple[Path, Path],
+    bart: tuple[Path, Path],
+    t5: tuple[Path, Path],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Server]:
-    """One server for both; they share nothing with the other end-to-end tests."""
+    """One server for all; they share nothing with the other end-to-end tests."""
     repository = tmp_path_factory.mktemp("served") / "repository"
-    emit([("whisper", whisper[1]), ("bart", bart[1])], repository, ServeRecipe())
+    emit([("whisper", whisper[1]), ("bart", bart[1]), ("t5", t5[1])], repository, ServeRecipe())
     with server(repository, drain_seconds=5) as running:
         yield running
 
@@ -270,16 +288,22 @@ def test_the_server_transcribes_audio(serving: Server, whisper: tuple[Path, Path
     assert text_of(begun) == engine.generate([other])[0].text
 
 
-def test_the_server_reads_text(serving: Server, bart: tuple[Path, Path]) -> None:
-    engine = Engine.load(bart[1])
-    assert engine.spec.encoder is not None
-    words = [5, 77, 120, 9, 33, 150]
-    requests = [Request(str(word), (3,), sampling(), encoder_input=np.array([[word]])) for word in words]
+@pytest.mark.parametrize(("model", "start"), [("bart", 3), ("t5", 0)])
+def test_the_server_reads_text(
+    serving: Server, model: str, start: int, request: pytest.FixtureRequest
+) -> None:
+    """Completions begin as the checkpoint says, or, every second here, as the request says."""
+    engine = Engine.load(request.getfixturevalue(model)[1])
+    words, beginnings = [5, 77, 120, 9, 33, 150], [start, 17] * 3
+    requests = [
+        Request(str(word), (begin,), sampling(), encoder_input=np.array([[word]]))
+        for word, begin in zip(words, beginnings, strict=True)
+    ]
     expected = [completion.text for completion in engine.generate(requests)]
-    answers = ask(
-        serving, "bart", [{"text_input": np.array([f"w{word}".encode()], dtype=object)} for word in words]
-    )
-    assert [text_of(answer) for answer in answers] == expected
+    asked = [{"text_input": np.array([f"w{word}".encode()], dtype=object)} for word in words]
+    for one in asked[1::2]:
+        one["decoder_text_input"] = np.array([b"w17"], dtype=object)
+    assert [text_of(answer) for answer in ask(serving, model, asked)] == expected
     assert len(set(expected)) > 3
 
 

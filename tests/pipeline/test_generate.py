@@ -84,6 +84,7 @@ def test_a_prompt_is_tokenized_as_the_server_does(real_build: BuildResult) -> No
         (["--prompt", "x" * 64], "64"),
         (["--prompt", "x", "--max-tokens", "-1"], "max_tokens is -1"),
         (["--prompt", "x", "--temperature", "nan"], "temperature is nan"),
+        (["--prompt", "a", "--begin-with", "b"], "is no encoder-decoder; leave --begin-with out"),
     ],
 )
 def test_bad_input(real_build: BuildResult, options: list[str], words: str) -> None:
