@@ -12,7 +12,7 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes import common as ir_passes
 
-from model_repo.runtime.errors import BadInput
+from model_repo.runtime.errors import BadInput, SlipwayError
 from pipeline.export.decoder import export_decoder
 from pipeline.fuse import fuse
 from pipeline.graph import load_graph, save_graph
@@ -26,6 +26,7 @@ from pipeline.targets.tensorrt.builder import BuildOptions, Built, build_engine
 from pipeline.targets.tensorrt.layers import EngineLayers, parse_layers, report
 from pipeline.targets.tensorrt.limits import check_sizes
 from pipeline.targets.tensorrt.profiles import Profile, Sizes, linear_profiles, profile
+from pipeline.targets.tensorrt.record import build_record, check_ends
 from tests.export.tiny_models import VOCABULARY, greedy, tiny_llama
 from tests.fuse.graphs import graph
 from tests.targets.linear_requests import greedy_in_slots
@@ -179,6 +180,25 @@ def test_a_tensor_that_is_too_large_is_named_before_the_builder_is_called() -> N
     words = r"shape \[524288, 4096\] in profile 'any' has 2147483648 elements; .* at most 2147483647"
     with pytest.raises(BadInput, match=words):
         check_sizes(large, [profile("any", shapes, {"n": Sizes(1, 1, 2**19)})])
+
+
+def test_what_a_report_in_another_form_leaves_unknown() -> None:
+    model = graph("g (float[n, 8] x) => (float[n, 8] y) { y = Relu (x) }")
+    built = Built(8, 0.1, "11.4", '{"Layers": []}')
+    kept = build_record("tensorrt", model, [], BuildOptions(), built)
+    assert (kept["inputs"], kept["layers"], kept["bytes"]) == ([], [], 8)
+    with pytest.raises(SlipwayError, match="another form than expected"):
+        build_record(RTX, model, [], BuildOptions(), built)
+
+
+def test_an_engine_with_other_inputs_than_the_graphs_is_found(compiled: Compiled) -> None:
+    other = compiled.model.clone()
+    check_ends(other, compiled.layers)
+    other.graph.inputs[1].shape = ir.Shape((3,))
+    other.graph.outputs[0].name = "logit"
+    words = r"'past_lens' is Int32 \[-1\] and should be Int32 \[3\]; output 'logit' is gone; output 'logits' is there"
+    with pytest.raises(SlipwayError, match=words):
+        check_ends(other, compiled.layers)
 
 
 CAUSAL = """g (float[1, 2, {}, 8] q, float[1, 2, {}, 8] k) => (float[1, 2, {}, 8] y)

@@ -30,6 +30,10 @@ _PROFILE = re.compile(r"_myl(\d+)_\d+$")
 _BINDING = re.compile(r"Name: (.*?), IOMode: (Input|Output), DataType: (\w+), Dimensions: \[([-\d,]*)\]")
 
 
+class UnknownReport(SlipwayError):
+    """The builder's report of its layers is not in the form that is known."""
+
+
 @dataclass(frozen=True)
 class LayerTensor:
     """What a layer reads or makes. Sizes known only at run time are -1."""
@@ -106,10 +110,10 @@ class BuilderReport:
 
 
 def parse_layers(text: str) -> EngineLayers:
-    """Reads the builder's message. Raises SlipwayError when it is not in the form that is known."""
+    """Reads the builder's message. Raises UnknownReport when it is not in the form that is known."""
     head, found, bindings = text.partition("I/O Tensors:")
     if not text.startswith(BEGIN) or not found:
-        raise SlipwayError(
+        raise UnknownReport(
             f"the builder's report of its layers has another form than expected: {text[:80]!r}"
         )
     layers = tuple(_layer(line) for line in head.splitlines() if line.startswith("Name: "))
@@ -122,7 +126,7 @@ def parse_layers(text: str) -> EngineLayers:
 def _layer(line: str) -> Layer:
     found = _LAYER.match(line)
     if found is None:
-        raise SlipwayError(f"the builder describes a layer in another form than expected: {line[:120]!r}")
+        raise UnknownReport(f"the builder describes a layer in another form than expected: {line[:120]!r}")
     read, _, rest = found["rest"].partition("Constants: [")
     _, _, made = rest.partition("Outputs: [")
     made, _, end = made.partition("TacticName: ")

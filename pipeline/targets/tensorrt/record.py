@@ -12,7 +12,7 @@ from model_repo.runtime.errors import SlipwayError
 from pipeline.fuse.matching import dims
 
 from .builder import BuildOptions, Built
-from .layers import EngineLayers, LayerTensor, parse_layers, report
+from .layers import EngineLayers, LayerTensor, UnknownReport, parse_layers, report
 from .profiles import Profile
 
 WATCHED = (
@@ -39,10 +39,16 @@ def build_record(
 ) -> dict[str, Any]:
     """Plain JSON values about the engine that was built of the lowered graph `model`.
 
-    Raises SlipwayError when its inputs and outputs are not the graph's.
+    Raises SlipwayError when its inputs and outputs are not the graph's. A report of TensorRT in another form than that
+    of TensorRT-RTX, which is the one that was seen, leaves them and the layers unknown.
     """
-    layers = parse_layers(built.layers)
-    check_ends(model, layers)
+    try:
+        layers = parse_layers(built.layers)
+        check_ends(model, layers)
+    except UnknownReport:
+        if target == "tensorrt-rtx":
+            raise
+        layers = EngineLayers((), {}, {})
     operators = {node.name or "": node.op_type for node in model.graph}
     made = report(layers, operators, WATCHED, [profile.name for profile in profiles])
     return {
@@ -76,7 +82,7 @@ def check_ends(model: ir.Model, engine: EngineLayers) -> None:
     ):
         names = {value.name or "": value for value in wanted}
         problems += [f"{kind} {name!r} is gone" for name in names if name not in found]
-        problems += [f"there is an {kind} {name!r} more" for name in found if name not in names]
+        problems += [f"{kind} {name!r} is there too" for name in found if name not in names]
         for name, value in names.items():
             if name in found and not _same(value, found[name], exact=kind == "input"):
                 end, asked = found[name], [str(size) for size in dims(value) or ()]

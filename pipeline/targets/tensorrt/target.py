@@ -116,8 +116,8 @@ class TensorRtTarget:
         name, model = self._descriptor.name, load_graph(lowered)
         profiles = profiles_of(model, spec, recipe)
         check_sizes(model, profiles)
-        problem = package_problem(name)
-        if problem and name == TENSORRT.name:
+        problem = package_problem(name) if name == TENSORRT.name else ""  # the other's was loaded in `check`
+        if problem:
             version = parse_only(RTX.name, lowered, profiles)
             raise BadInput(
                 f"{lowered.name} is lowered, no node of it reads mixed types, and the parser of TensorRT-RTX {version} "
