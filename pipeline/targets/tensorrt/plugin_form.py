@@ -31,13 +31,13 @@ _POOLS = frozenset({"key_cache", "value_cache"})
 
 
 def attention_workers(compute_capabilities: Sequence[str] = ()) -> int:
-    """Blocks that attention runs as in an engine for these chips; for any chip where none is named.
+    """Blocks that attention runs as in an engine for these chips; for any chip where none, or an unknown one, is named.
 
     Two for each multiprocessor of the largest one: more than a chip can hold at a time cost it little, and the number
     decides the engine's workspace, which is fixed where it is built, perhaps without a GPU.
     """
-    known = [MULTIPROCESSORS[name] for name in compute_capabilities if name in MULTIPROCESSORS]
-    return 2 * max(known or MULTIPROCESSORS.values())
+    largest = max(MULTIPROCESSORS.values())
+    return 2 * max((MULTIPROCESSORS.get(name, largest) for name in compute_capabilities), default=largest)
 
 
 def lower_to_plugins(
