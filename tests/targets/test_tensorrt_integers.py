@@ -74,6 +74,13 @@ def test_what_its_parser_would_cut_is_refused_by_name(inputs: str, constant: str
         check_integers(one_hot(inputs))
 
 
+def test_no_engine_is_built_of_them(tmp_path: Path) -> None:
+    path = save_graph(one_hot("large, three"), tmp_path / "hot.onnx").graph
+    with pytest.raises(BadInput, match=f"OneHot 'hot' reads .* {LARGE}"):
+        build_engine("tensorrt-rtx", path, tmp_path / "hot.rtx", [], BuildOptions(("8.9",)))
+    assert not (tmp_path / "hot.rtx").exists()
+
+
 def test_values_that_are_not_cut_are_taken() -> None:
     check_integers(one_hot("small, three"))
     check_integers(one_hot("x, three"))  # only `values` are large
