@@ -16,10 +16,8 @@ from typing import Any
 
 from model_repo.runtime.errors import BadInput
 from pipeline.child import in_child
-from pipeline.graph import load_graph
 
 from .bindings import PACKAGES, load
-from .integers import check_integers
 from .layers import BEGIN
 from .monitor import progress_monitor
 from .plugin_loading import load_plugins
@@ -61,6 +59,7 @@ def build_engine(
     Raises BadInput: the package is missing, an integer does not fit, the parser refuses the graph (nodes named), or the
     builder does (in its own words).
     """
+    _check(graph)
     made: dict[str, Any] = in_child(
         __name__,
         "build_here",
@@ -80,6 +79,7 @@ def parse_only(target: str, graph: Path, profiles: Sequence[Profile]) -> str:
 
     Raises BadInput as `build_engine` does.
     """
+    _check(graph)
     version: str = in_child(
         __name__,
         "parse_here",
@@ -90,6 +90,15 @@ def parse_only(target: str, graph: Path, profiles: Sequence[Profile]) -> str:
         },
     )
     return version
+
+
+def _check(graph: Path) -> None:
+    """Raises BadInput for integers that do not fit. What this imports, the builder's process then need not hold."""
+    from pipeline.graph import load_graph
+
+    from .integers import check_integers
+
+    check_integers(load_graph(graph))
 
 
 def package_problem(target: str) -> str:
@@ -121,7 +130,6 @@ def _prepared(
 ) -> tuple[Any, Any, Any]:
     """Builder, network and configuration. Raises BadInput for what the parser, or a profile's shapes, do not allow."""
     load_plugins(trt, options.plugin_library, options.kernels)
-    check_integers(load_graph(graph))
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     _parse(trt, network, logger, graph)

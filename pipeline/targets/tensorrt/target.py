@@ -85,7 +85,6 @@ class TensorRtTarget:
 
         from .attention import check_attention
         from .audit import check_types
-        from .integers import check_integers
 
         if kind == "decoder":
             lower_to_linear(model, settings.max_length)
@@ -93,7 +92,6 @@ class TensorRtTarget:
             write_out(model, keep=frozenset())
         narrow(model, "bf16" if settings.precision == "bf16" else "fp16")
         check_types(model)
-        check_integers(model)
         check_attention(model)
         model.ir_version = min(model.ir_version, _IR_VERSION)
 
