@@ -105,6 +105,16 @@ def test_convolutions_stay_in_floating_point_without_data(folder: Path, built: P
     assert len(json.loads((output / "quantize.json").read_text())["details"]["kept"]) == 4
 
 
+def test_correction_of_biases_that_nothing_shifts_is_refused(folder: Path, built: Path) -> None:
+    shutil.copytree(built, folder / "refused")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        options = ["--output", "refused", "--precision", "int8", "--bias-correction"]
+        result = CliRunner().invoke(main, ["build", MODEL, *options])
+    assert result.exit_code != 0
+    assert "no convolution is quantized (4 in the model)" in result.output
+
+
 def test_equalized_and_corrected_it_is_as_right(folder: Path, built: Path) -> None:
     shutil.copytree(built, folder / "both")
     output = build(
