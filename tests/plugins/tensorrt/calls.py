@@ -63,6 +63,7 @@ def calls(kernels: Library, name: str) -> Iterator[Call]:
         attributes = dict(case.attributes)
         if name == names.INT4_GEMM:
             attributes["columns"] = start["y"].shape[1]
+            start |= {key: start[key].view(torch.int8) for key in ("weight", "zero_point") if key in start}
         if name == names.FLASH_ATTENTION:
             attributes |= {"num_heads": start["query"].shape[1], "kv_num_heads": start["key"].shape[1]}
             packed = _packed_rows(start)

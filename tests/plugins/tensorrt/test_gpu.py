@@ -69,9 +69,7 @@ def fields(trt: Any, call: Call) -> list[Any]:
 
 
 def run(trt: Any, call: Call) -> dict[str, torch.Tensor]:
-    """The call in an engine of its own: its outputs, by the kernel's names. Packed weights go as int8."""
-    bytes_as_int8 = {n: t.view(torch.int8) if t.dtype == torch.uint8 else t for n, t in call.tensors.items()}
-    call = dataclasses.replace(call, tensors=bytes_as_int8)
+    """The call in an engine of its own: its outputs, by the kernel's names."""
     types = {dtype: getattr(trt, name) for name, dtype in _TYPES.items()}
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)
