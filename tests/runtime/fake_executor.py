@@ -32,7 +32,7 @@ def fake_spec(
     return EngineSpec(
         kind="decoder",
         name="fake",
-        target="fake",
+        target="onnxruntime",
         precision="fp32",
         graph="engine.onnx",
         plugin=None,
