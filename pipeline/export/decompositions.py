@@ -7,13 +7,15 @@ they decompose to is known; these are replaced here, and the tracing is left out
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias, cast
 
 import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
+from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+from .translation import operators
 
 Table: TypeAlias = Mapping[Any, Any]
 """Operators that the exporter wants decomposed."""
@@ -21,7 +23,7 @@ Table: TypeAlias = Mapping[Any, Any]
 _ATEN = torch.ops.aten
 
 
-def without_decompositions(program: ExportedProgram) -> None:
+def without_decompositions(program: ExportedProgram, opset: int) -> None:
     """Makes `program` say, when the exporter asks it for its decomposition, that it is decomposed already, if so.
 
     In place. A program with another operator to decompose, one that writes to its inputs or one that holds programs
@@ -32,16 +34,17 @@ def without_decompositions(program: ExportedProgram) -> None:
         if replace is not None:
             replace(program, node)
     decompose = program.run_decompositions
+    registry = operators(opset)
 
     def decomposed(table: Table | None = None, **options: Any) -> ExportedProgram:
-        if table is None or options or not _is_plain(program, table):
+        if table is None or options or not _is_plain(program, table, registry):
             return cast(ExportedProgram, decompose(table, **options))
         return program
 
     program.run_decompositions = decomposed
 
 
-def _is_plain(program: ExportedProgram, table: Table) -> bool:
+def _is_plain(program: ExportedProgram, table: Table, registry: ONNXRegistry) -> bool:
     """Whether decomposing would leave the program as it is."""
     for node in program.graph.nodes:
         if node.op == "get_attr":
@@ -51,27 +54,19 @@ def _is_plain(program: ExportedProgram, table: Table) -> bool:
         schema = getattr(node.target, "_schema", None)
         if node.target in table or node.target in _REPLACED or (schema is not None and schema.is_mutable):
             return False
-        if schema is not None and _is_composed(schema):
+        if schema is not None and _is_composed(schema, registry):
             return False
     return True
 
 
-def _is_composed(schema: Any) -> bool:
+def _is_composed(schema: Any, registry: ONNXRegistry) -> bool:
     """Whether an operator of torch has no ONNX function and is made of others, which tracing writes (batch_norm)."""
     name = f"{schema.name}.{schema.overload_name}" if schema.overload_name else schema.name
     return (
         name.startswith("aten::")
         and torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeImplicitAutograd")
-        and name not in _translated()
+        and name not in registry.functions
     )
-
-
-@functools.cache
-def _translated() -> frozenset[str]:
-    """Names of the operators that have an ONNX function."""
-    from torch.onnx._internal.exporter._registration import ONNXRegistry
-
-    return frozenset(name for name in ONNXRegistry.from_torchlib().functions if isinstance(name, str))
 
 
 def _drop(program: ExportedProgram, node: Node) -> None:

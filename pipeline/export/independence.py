@@ -25,7 +25,8 @@ LENGTHS = (1024, 1, 7, 160, 12)
 without padding or company. The others are shorter and longer than the windows and the distances told apart that
 encoders have (128)."""
 
-_PADDINGS = (1, 9)
+_PADDING = 9
+"""Tokens behind a text that is alone. In company the longest has one."""
 
 Run = Callable[[Tensor, Tensor], Tensor]
 """(input_ids, attention_mask), int64 [batch, length] -> the encoder's output: [batch, width], or a row a token."""
@@ -60,17 +61,20 @@ def check_independence(
                 "encoders whose attention is a softmax over scores and a mask are supported"
             )
     shared = list(zip(texts, expected, strict=True))[1:]
-    for padding in _PADDINGS:
-        for text, row in shared:
-            length = min(len(text) + padding, max_length)
+    for text, row in shared:
+        length = min(len(text) + _PADDING, max_length)
+        if not _same(row, _of(row, _padded(run, [text], length)[0])):
+            raise UnsupportedModel(_departure(module, run, [text], length, "the padding behind it"))
+    for pair in (shared[:2], shared[2:]):  # all in one batch would be mostly padding
+        company = [text for text, _ in pair]
+        length = min(max(map(len, company)) + 1, max_length)
+        for (text, row), found in zip(pair, _padded(run, company, length), strict=True):
+            if _same(row, _of(row, found)):
+                continue
             if not _same(row, _of(row, _padded(run, [text], length)[0])):
                 raise UnsupportedModel(_departure(module, run, [text], length, "the padding behind it"))
-    company = [text for text, _ in shared]
-    longest = max(map(len, company))
-    for (text, row), found in zip(shared, _padded(run, company, longest), strict=True):
-        if not _same(row, _of(row, found)):
             company.sort(key=lambda other: other is not text)
-            raise UnsupportedModel(_departure(module, run, company, longest, "the other texts of its batch"))
+            raise UnsupportedModel(_departure(module, run, company, length, "the other texts of its batch"))
 
 
 def position_limit(module: nn.Module, run: Run, texts: Sequence[Tensor]) -> int | None:

@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 
 from .attention import UnsupportedModel
 from .decompositions import without_decompositions
-from .translation import translation_table
+from .to_onnx import to_onnx
 
 
 def trace(
@@ -38,7 +38,7 @@ def trace(
             program = torch.export.export(
                 module.eval(), arguments, dynamic_shapes=dynamic_shapes, strict=False
             )
-        without_decompositions(program)
+            without_decompositions(program, opset)
         return translate(
             program,
             dynamic_shapes=dynamic_shapes,
@@ -58,19 +58,13 @@ def translate(
 ) -> ir.Model:
     """The graph of a program that torch.export gave, unoptimized. Raises UnsupportedModel."""
     with _unsupported("the program"), torch.no_grad(), _quiet():
-        exported = torch.onnx.export(
+        return to_onnx(
             program,
-            dynamo=True,
             dynamic_shapes=dynamic_shapes,
-            input_names=list(input_names),
-            output_names=list(output_names),
-            custom_translation_table=translation_table(),
-            opset_version=opset,
-            optimize=False,
-            verbose=False,
+            input_names=input_names,
+            output_names=output_names,
+            opset=opset,
         )
-    assert exported is not None, "the dynamo exporter gives a program"
-    return exported.model
 
 
 @contextmanager

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import onnx_ir as ir
 import torch
 from onnxscript import opset18 as op  # the exporter translates at 18 and converts to the opset asked for
+from torch.onnx._internal.exporter._constants import TORCHLIB_OPSET
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 import plugins.expert_ops  # registers torch.ops.slipway.expert_linear
 import plugins.ops  # noqa: F401  registers torch.ops.slipway.paged_attention
@@ -15,6 +18,15 @@ from plugins.schemas import EXPERT_LINEAR, PAGED_ATTENTION, onnxscript_op
 
 Value = Any
 """A symbolic tensor of onnxscript's tracing; its interface is not typed."""
+
+
+@functools.cache
+def operators(opset: int) -> ONNXRegistry:
+    """The ONNX functions of torch's operators and ours, built once an opset: it takes half a second. Only read."""
+    registry = ONNXRegistry.from_torchlib(opset_version=max(opset, TORCHLIB_OPSET))
+    for operator, function in translation_table().items():
+        registry.register_op(operator, function)
+    return registry
 
 
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:

@@ -111,7 +111,7 @@ def test_the_graph_is_the_same_node_for_node(
 ) -> None:
     found = nodes(exported(make()))
     assert not decompositions
-    monkeypatch.setattr(tracing, "without_decompositions", lambda program: None)
+    monkeypatch.setattr(tracing, "without_decompositions", lambda *_: None)
     wanted = nodes(exported(make()))
     assert len(decompositions) == 1
     assert found == wanted
