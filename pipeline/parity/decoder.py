@@ -33,6 +33,10 @@ DECODED = 4
 """Last tokens of each prompt, which come one a step."""
 
 
+_BFLOAT16 = 16
+"""Of onnx.TensorProto.DataType."""
+
+
 class Part(NamedTuple):
     """Tokens [start, stop) of prompt `sequence`."""
 
@@ -61,7 +65,7 @@ def run_decoder(
     zeroed = zeroed_pools(kv, int(tables.max()) + 1, blocks.num_blocks if blocks else 0)
     if blocks is not None:
         blocks.write(kv, zeroed)
-    pools = {name: ort.OrtValue.ortvalue_from_numpy(pool) for name, pool in zeroed.items()}
+    pools = {name: _bound(pool) for name, pool in zeroed.items()}
     results: list[list[npt.NDArray[np.float32]]] = [[] for _ in prompts]
     for parts in schedule([len(prompt) for prompt in prompts]):
         step = step_tensors(parts, prompts, tables)
@@ -79,6 +83,13 @@ def run_decoder(
         for part, rows in zip(parts, np.split(logits, step.cu_seqlens[1:-1]), strict=True):
             results[part.sequence].append(rows)
     return [np.concatenate(rows) for rows in results]
+
+
+def _bound(pool: npt.NDArray[np.generic]) -> ort.OrtValue:
+    """Memory of ONNX Runtime's, which takes bfloat16 by its number in the standard only."""
+    if pool.dtype != "bfloat16":
+        return ort.OrtValue.ortvalue_from_numpy(pool)
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(pool.view(np.uint16), _BFLOAT16)
 
 
 def schedule(lengths: Sequence[int]) -> Iterator[list[Part]]:

@@ -17,18 +17,23 @@ from plugins.cpu.build import registered
 from plugins.pools import drop_pool_outputs
 from plugins.schemas import DOMAIN
 
+from .plugins import operators_for_plugins
+
 
 @contextmanager
 def graph_session(graph: Path, scratch: Path) -> Iterator[ort.InferenceSession]:
-    """A session for a graph between stages. Pools as outputs are dropped: the operator writes in place.
-
+    """A session for a graph between stages. Pools as outputs are dropped: the operator writes in place. Plugins of
+    TensorRT are run by the operators that they stand for.
 
     `scratch` is a path in the graph's folder, for a copy of the graph without its weights; it is removed.
     """
     model = load_graph(graph)
+    pools = operators_for_plugins(model)
     drop_pool_outputs(model)
     _read_weights_as_stored(model)
     _make_computable(model)
+    for value, kept in pools.items():
+        value.type = kept  # the operator rounds what it writes there
     try:
         save_graph(model, scratch)
         yield _session(scratch, ort.GraphOptimizationLevel.ORT_ENABLE_BASIC)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from calibration.schemes import Scheme
+from pipeline.recipe import FLOATS
 
 if TYPE_CHECKING:
     from pipeline.recipe import QuantizeRecipe
@@ -24,13 +25,13 @@ class LayerSchemes:
 
 
 def layer_schemes(precision: str, block: int) -> LayerSchemes:
-    """The schemes of one quantized layer, or of none for fp32; `block`: inputs that share a scale.
+    """The schemes of one quantized layer, or of none for a float precision; `block`: inputs that share a scale.
 
     Raises KeyError for a precision that is no layer's, such as mixed.
     """
     blocks = Scheme("int4", "block", block)
     known: Mapping[str, LayerSchemes] = {
-        "fp32": LayerSchemes(None),
+        **dict.fromkeys(FLOATS, LayerSchemes(None)),
         "int8": LayerSchemes(Scheme("int8", "channel"), DYNAMIC_INT8),
         "int8-weights": LayerSchemes(Scheme("int8", "block", block)),
         "int4": LayerSchemes(blocks),

@@ -29,7 +29,12 @@ def stage(context: BuildContext) -> Stage:
     recipe = context.recipe
     return Stage(
         name="compile",
-        code=(*CODE, "pipeline/steps/compile_plan.py", "model_repo/runtime/linear_cache.py"),
+        code=(
+            *CODE,
+            "pipeline/steps/compile_plan.py",
+            "model_repo/runtime/linear_cache.py",
+            "plugins/tensorrt",
+        ),
         packages=(*PACKAGES, _BUILDERS[recipe.target.name]),
         recipe={"target": recipe.target.to_dict(), "quantize": recipe.quantize.to_dict()},
         inputs=lambda: [*graph_files(context, "lower"), *_files_beside(context).values()],
@@ -52,7 +57,9 @@ def _run(context: BuildContext) -> Product:
 
     workspace, recipe = context.workspace, context.recipe
     target = get_target(recipe.target.name)
-    spec = linear(engine_spec(context, context.facts_after("compile")))
+    spec = engine_spec(context, context.facts_after("compile"))
+    if target.descriptor.cache == "linear":
+        spec = linear(spec)
     spec = replace(spec, graph=target.descriptor.engine)
     engine = workspace.staged(target.descriptor.engine)
     context.progress.stand_aside()

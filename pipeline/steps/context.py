@@ -45,6 +45,7 @@ PARITY_CODE = (
     "plugins/schemas.py",
     "plugins/attention_operators.py",
     "plugins/pools.py",
+    "plugins/tensorrt/names.py",
 )
 """Code that every stage with a parity check depends on."""
 

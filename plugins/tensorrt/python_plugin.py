@@ -48,13 +48,16 @@ _registered: dict[str, list[Any]] = {}
 def register(trt: Any, kernels: Library) -> list[str]:
     """Puts a creator for each plugin into the registry of `trt`, once a process. Gives the plugins' names.
 
-    The kernels are those that shapes and workspace are asked of, and that run. Raises BadInput when the registry has
+    The kernels are those that shapes and workspace are asked of, and that run; a plugin whose kernel they lack is left
+    out. Raises BadInput when the registry has
     plugins of these names already, from a library.
     """
     creators = _registered.setdefault(trt.__name__, [])
     if not creators:
         registry = trt.get_plugin_registry()
         for form in FORMS.values():
+            if form.operator not in kernels.info["operators"]:
+                continue
             creator = _creator_class(trt, kernels, form)()
             if not registry.register_creator(creator, names.NAMESPACE):
                 raise BadInput(

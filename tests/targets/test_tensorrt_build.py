@@ -1,4 +1,4 @@
-"""`slipway build --target tensorrt-rtx` and `--target tensorrt`: all stages of a tiny decoder, by the real builder."""
+"""`slipway build --target tensorrt-rtx`: all stages of a tiny decoder, by the real builder."""
 
 from __future__ import annotations
 
@@ -164,18 +164,6 @@ def test_serving_is_refused_before_anything_is_built(tmp_path: Path) -> None:
     assert refused.exit_code == 2
     assert "nothing of it executes" in refused.output
     assert not (tmp_path / "out").exists()
-
-
-def test_target_tensorrt_goes_as_far_as_no_gpu_is_needed(checkpoint: Path, built: Path) -> None:
-    refused = slipway(
-        "build", checkpoint, "--target", "tensorrt", "--max-length", MAX_LENGTH, "--output", built
-    )
-    assert refused.exit_code == 2
-    assert "the parser of TensorRT-RTX 1.7" in refused.output
-    assert "with the profiles decode, prefill" in refused.output
-    assert "pip install tensorrt" in refused.output
-    assert (built / "lower.tensorrt.onnx").is_file()
-    assert not list(built.glob(".staging*"))
 
 
 def test_bfloat16_is_compared_as_it_rounds(checkpoint: Path, built: Path) -> None:

@@ -74,10 +74,10 @@ def build_engine(
     return Built(**{**made, "warnings": tuple(made["warnings"])})
 
 
-def parse_only(target: str, graph: Path, profiles: Sequence[Profile]) -> str:
+def parse_only(target: str, graph: Path, profiles: Sequence[Profile], kernels: str | None = None) -> str:
     """Lets the parser read `graph` and the builder judge the profiles, and builds nothing; gives the package's version.
 
-    Raises BadInput as `build_engine` does.
+    kernels: as in `BuildOptions`, where the graph holds plugins. Raises BadInput as `build_engine` does.
     """
     _check(graph)
     version: str = in_child(
@@ -87,6 +87,7 @@ def parse_only(target: str, graph: Path, profiles: Sequence[Profile]) -> str:
             "target": target,
             "graph": str(graph),
             "profiles": [{"name": profile.name, "shapes": profile.shapes} for profile in profiles],
+            "kernels": kernels,
         },
     )
     return version
@@ -118,10 +119,10 @@ def problem_here(target: str) -> str:
     return ""
 
 
-def parse_here(target: str, graph: str, profiles: list[dict[str, Any]]) -> str:
+def parse_here(target: str, graph: str, profiles: list[dict[str, Any]], kernels: str | None = None) -> str:
     """`parse_only` in this process."""
-    trt = load(target)
-    _prepared(trt, _logger(trt), Path(graph), profiles, BuildOptions())
+    trt = load(target, plugins=kernels is not None)
+    _prepared(trt, _logger(trt), Path(graph), profiles, BuildOptions(kernels=kernels))
     return str(trt.__version__)
 
 

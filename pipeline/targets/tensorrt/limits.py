@@ -45,7 +45,7 @@ def check_sizes(model: ir.Model, profiles: Sequence[Profile]) -> None:
     where = f" in profile {large.profile!r}" if large.profile else ""
     raise BadInput(
         f"tensor {large.tensor!r} of shape {list(large.shape)}{where} has {math.prod(large.shape)} elements; TensorRT "
-        f"takes at most {MAX_ELEMENTS}. Lower --max-batch, --token-budget, --max-length or --max-size"
+        f"takes at most {MAX_ELEMENTS}. Lower --max-batch, --token-budget, --max-length, --kv-cache-bytes or --max-size"
     )
 
 

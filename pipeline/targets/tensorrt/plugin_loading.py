@@ -8,6 +8,38 @@ from typing import Any
 from model_repo.runtime.errors import BadInput
 
 
+def kernels_to_run() -> Path:
+    """The library of CUDA kernels. Raises BadInput where `make plugins` has not built it."""
+    from plugins.cuda.build import current_library
+
+    found = current_library()
+    if found is None:
+        raise BadInput(
+            "a decoder's attention is a plugin over the CUDA kernels, which are not built here: run `make plugins`, "
+            "which needs nvcc"
+        )
+    return found
+
+
+def kernels_to_ask() -> Path:
+    """A library that describes the kernel of paged attention (types, shapes, workspace), for the parser.
+
+    Where the CUDA kernels are not built it is the emulated one, compiled with g++ (20 CPU seconds, once). Raises
+    BadInput without a compiler, SlipwayError with the compiler's words.
+    """
+    from plugins.cuda.build import current_library
+    from plugins.cuda.emulated import BUILD
+    from plugins.cuda.emulated import Build as EmulatedBuild
+    from plugins.tensorrt.paged_attention import PagedAttentionForm
+    from plugins.toolchain import cache_folder
+
+    found = current_library()
+    if found is not None:
+        return found
+    cache = cache_folder(BUILD, "the emulated kernels")
+    return EmulatedBuild(operators=(PagedAttentionForm.operator,), cache=cache).library()
+
+
 def load_plugins(trt: Any, library: str | None, kernels: str | None) -> None:
     """Fills the registry of `trt` with the C++ plugins of the file `library`, or with the Python plugins over the CUDA
     kernels of the file `kernels`; with nothing when both are None.

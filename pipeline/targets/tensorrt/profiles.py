@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from model_repo.runtime.errors import BadInput
+from model_repo.runtime.linear_cache import LINEAR_CACHE
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from model_repo.runtime.contract import EngineSpec
+    from model_repo.runtime.contract import EngineSpec, Limits
     from pipeline.recipe import TargetRecipe
 
 USUAL_TEXT = 128
@@ -47,7 +48,8 @@ class Profile:
 
 
 def profiles_of(model: ir.Model, spec: EngineSpec, recipe: TargetRecipe) -> tuple[Profile, ...]:
-    """The profiles of an engine of the lowered graph `model`: `decode` and `prefill` of a decoder, else `any`.
+    """The profiles of an engine of the lowered graph `model`: `decode` and `prefill` of a decoder, and `mixed` where
+    its cache is paged; else `any`.
 
     Raises BadInput for a size that has no bound, with the option that gives it one.
     """
@@ -56,6 +58,8 @@ def profiles_of(model: ir.Model, spec: EngineSpec, recipe: TargetRecipe) -> tupl
     inputs = {value.name or "": dims(value) or () for value in model.graph.inputs}
     if spec.kind == "decoder":
         limits = spec.decoder_limits
+        if LINEAR_CACHE not in spec.features:
+            return paged_profiles(inputs, limits)
         return linear_profiles(inputs, limits.max_batch, min(limits.token_budget, limits.max_length))
     if spec.kind == "encoder":
         texts = Sizes(1, recipe.max_batch, recipe.max_batch)
@@ -89,6 +93,38 @@ def linear_profiles(inputs: Mapping[str, Dims], max_batch: int, token_budget: in
     return (
         profile("decode", inputs, {"batch": slots, "length": one, "selected": slots}),
         profile("prefill", inputs, {"batch": one, "length": chunk, "selected": one}),
+    )
+
+
+def paged_profiles(inputs: Mapping[str, Dims], limits: Limits) -> tuple[Profile, Profile, Profile]:
+    """`decode` (one token of each of up to max_batch sequences), `prefill` (up to token_budget tokens of one), and
+    `mixed` (chunks and single tokens of up to max_batch sequences, token_budget in all).
+
+    `inputs` are those of a graph under the paged contract. Pools have up to num_blocks blocks, of one size.
+    """
+    most, width = limits.max_batch, -(-limits.max_length // limits.block_size)
+    pools = {
+        "num_blocks": Sizes(1, limits.num_blocks, limits.num_blocks),
+        "block_size": Sizes(limits.block_size, limits.block_size, limits.block_size),
+        "max_blocks": Sizes(1, width, width),
+    }
+
+    def sizes(sequences: int, tokens: int) -> dict[str, Sizes]:
+        rows = Sizes(1, sequences, sequences)
+        edges = Sizes(2, sequences + 1, sequences + 1)
+        return {
+            **pools,
+            "batch": rows,
+            "batch + 1": edges,
+            "selected": rows,
+            "tokens": Sizes(1, tokens, tokens),
+        }
+
+    chunk = min(limits.token_budget, limits.max_length)
+    return (
+        profile("decode", inputs, sizes(most, most)),
+        profile("prefill", inputs, sizes(1, chunk)),
+        profile("mixed", inputs, sizes(most, max(most, limits.token_budget))),
     )
 
 

@@ -17,7 +17,7 @@ from .profiles import Profile
 
 WATCHED = (
     *("Attention", "TensorScatter", "RotaryEmbedding", "RMSNormalization", "LayerNormalization"),
-    *("MatMul", "Gemm", "Conv", "Gelu", "Softmax"),
+    *("PagedAttention", "MatMul", "Gemm", "Conv", "Gelu", "Softmax"),
 )
 """Operators that the table follows into the engine."""
 

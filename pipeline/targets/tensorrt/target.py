@@ -1,5 +1,6 @@
-"""TensorRT and TensorRT-RTX: standard operators in 16 bit, linear caches for decoders, and an engine of the builder's.
+"""TensorRT and TensorRT-RTX: standard operators in 16 bit, and an engine of the builder's.
 
+A decoder's attention is the paged plugin on TensorRT, and native attention over linear caches on TensorRT-RTX.
 Nothing of this version executes these engines: that takes a GPU. What is built is compared before the builder sees it
 (the lowered graph, on a CPU) and looked at afterwards (its layers, inputs and outputs, as the builder reports them).
 """
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from model_repo.runtime.contract import EngineSpec
+    from pipeline.precision.plan import Precision
 
 RTX = TargetDescriptor(
     name="tensorrt-rtx",
@@ -30,7 +32,13 @@ RTX = TargetDescriptor(
     executed=False,
     left_out=("packed_texts",),
 )
-TENSORRT = replace(RTX, name="tensorrt", engine="engine.plan")
+TENSORRT = replace(
+    RTX,
+    name="tensorrt",
+    cache="paged",
+    kv_dtypes=("float16", "bfloat16", "int8"),
+    engine="engine.plan",
+)
 _IR_VERSION = 13
 """The newest that the CPU runs, which compares the lowered graph with the one before."""
 
@@ -57,11 +65,11 @@ class TensorRtTarget:
                 f"quantize.precision is {quantize.precision!r}; target {name!r} takes "
                 f"{', '.join(self._descriptor.precisions)}"
             )
-        pools = FLOATS.get(quantize.precision, "float16")
-        if quantize.kv_dtype != pools:
+        pools = [FLOATS.get(quantize.precision, "float16"), *({"int8"} & {*self._descriptor.kv_dtypes})]
+        if quantize.kv_dtype not in pools:
             raise BadInput(
-                f"quantize.kv_dtype is {quantize.kv_dtype!r}; target {name!r} keeps caches in {pools} with precision "
-                f"{quantize.precision}"
+                f"quantize.kv_dtype is {quantize.kv_dtype!r}; target {name!r} keeps caches in {' or '.join(pools)} "
+                f"with precision {quantize.precision}"
             )
         if recipe.accept.limits:
             raise BadInput(
@@ -74,9 +82,9 @@ class TensorRtTarget:
                 capability(trt, text)
 
     def lower(self, model: ir.Model, kind: Kind, settings: Lowering = AS_IT_IS) -> None:
-        """Standard operators, in 16 bit; caches without blocks for a decoder.
+        """Standard operators, in 16 bit; for a decoder the paged plugin, or caches without blocks.
 
-        Raises BadInput for what the standard operators do not have, weights that do not fit the type, nodes that are
+        Raises BadInput for what these do not have, weights that do not fit the type, nodes that are
         left with mixed types, and what TensorRT would compute otherwise without a word.
         """
         from pipeline.targets.native.linear import lower_to_linear
@@ -85,12 +93,17 @@ class TensorRtTarget:
 
         from .attention import check_attention
         from .audit import check_types
+        from .plugin_form import lower_to_plugins
 
-        if kind == "decoder":
-            lower_to_linear(model, settings.max_length)
+        precision: Precision = "bf16" if settings.precision == "bf16" else "fp16"
+        if kind == "decoder" and self._descriptor.cache == "paged":
+            lower_to_plugins(model, precision)
         else:
-            write_out(model, keep=frozenset())
-        narrow(model, "bf16" if settings.precision == "bf16" else "fp16")
+            if kind == "decoder":
+                lower_to_linear(model, settings.max_length)
+            else:
+                write_out(model, keep=frozenset())
+            narrow(model, precision)
         check_types(model)
         check_attention(model)
         model.ir_version = min(model.ir_version, _IR_VERSION)
@@ -107,6 +120,7 @@ class TensorRtTarget:
 
         from .builder import BuildOptions, build_engine, package_problem, parse_only
         from .limits import check_sizes
+        from .plugin_loading import kernels_to_ask, kernels_to_run
         from .profiles import profiles_of
         from .record import build_record
 
@@ -115,14 +129,19 @@ class TensorRtTarget:
         profiles = profiles_of(model, spec, recipe)
         check_sizes(model, profiles)
         problem = package_problem(name) if name == TENSORRT.name else ""  # the other's was loaded in `check`
+        plugins = self._descriptor.cache == "paged" and spec.kind == "decoder"
         if problem:
-            version = parse_only(RTX.name, lowered, profiles)
+            version = parse_only(RTX.name, lowered, profiles, str(kernels_to_ask()) if plugins else None)
             raise BadInput(
                 f"{lowered.name} is lowered, no node of it reads mixed types, and the parser of TensorRT-RTX {version} "
                 f"takes it with the profiles {', '.join(profile.name for profile in profiles)}. What is left is the "
                 f"build itself: {problem}"
             )
-        options = BuildOptions(recipe.compute_capabilities, recipe.optimization_level)
+        options = BuildOptions(
+            recipe.compute_capabilities,
+            recipe.optimization_level,
+            kernels=str(kernels_to_run()) if plugins else None,
+        )
         built = build_engine(name, lowered, engine, profiles, options)
         return build_record(name, model, profiles, options, built)
 
