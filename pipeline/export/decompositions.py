@@ -8,64 +8,53 @@ they decompose to is known; these are replaced here, and the tracing is left out
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias, cast
+from typing import Any
 
 import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
+from torch.onnx._internal.exporter._decomp import create_onnx_friendly_decomposition_table
 from torch.onnx._internal.exporter._registration import ONNXRegistry
-
-from .translation import operators
-
-Table: TypeAlias = Mapping[Any, Any]
-"""Operators that the exporter wants decomposed."""
 
 _ATEN = torch.ops.aten
 
 
-def without_decompositions(program: ExportedProgram, opset: int) -> None:
-    """Makes `program` say, when the exporter asks it for its decomposition, that it is decomposed already, if so.
-
-    In place. A program with another operator to decompose, one that writes to its inputs or one that holds programs
-    of its own (branches, loops) is decomposed as ever.
-    """
+def replace_decomposed(program: ExportedProgram) -> None:
+    """Puts in, in place, what the operators of `program` decompose to where that is known."""
     for node in list(program.graph.nodes):
         replace = _REPLACED.get(node.target) if node.op == "call_function" else None
         if replace is not None:
             replace(program, node)
-    decompose = program.run_decompositions
-    registry = operators(opset)
-
-    def decomposed(table: Table | None = None, **options: Any) -> ExportedProgram:
-        if table is None or options or not _is_plain(program, table, registry):
-            return cast(ExportedProgram, decompose(table, **options))
-        return program
-
-    program.run_decompositions = decomposed
 
 
-def _is_plain(program: ExportedProgram, table: Table, registry: ONNXRegistry) -> bool:
-    """Whether decomposing would leave the program as it is."""
+def is_decomposed(program: ExportedProgram, registry: ONNXRegistry) -> bool:
+    """Whether decomposing what has no function in `registry` would leave the program as it is.
+
+    False for a program with an operator to decompose, one that writes to its inputs and one that holds programs of
+    its own (branches, loops).
+    """
+    rest = set()
     for node in program.graph.nodes:
         if node.op == "get_attr":
             return False
         if node.op != "call_function":
             continue
         schema = getattr(node.target, "_schema", None)
-        if node.target in table or node.target in _REPLACED or (schema is not None and schema.is_mutable):
+        if node.target in _REPLACED or (schema is not None and schema.is_mutable):
             return False
-        if schema is not None and _is_composed(schema, registry):
-            return False
-    return True
+        if schema is not None and not registry.is_registered(node.target):
+            if _is_composed(schema):
+                return False
+            rest.add(node.target)
+    # The table leaves out what is registered. It takes a third of a second, and most programs do without.
+    return not rest or rest.isdisjoint(create_onnx_friendly_decomposition_table(set()))
 
 
-def _is_composed(schema: Any, registry: ONNXRegistry) -> bool:
-    """Whether an operator of torch has no ONNX function and is made of others, which tracing writes (batch_norm)."""
+def _is_composed(schema: Any) -> bool:
+    """Whether an operator of torch is made of others, which tracing writes (batch_norm)."""
     name = f"{schema.name}.{schema.overload_name}" if schema.overload_name else schema.name
-    return (
-        name.startswith("aten::")
-        and torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeImplicitAutograd")
-        and name not in registry.functions
+    return name.startswith("aten::") and torch._C._dispatch_has_kernel_for_dispatch_key(
+        name, "CompositeImplicitAutograd"
     )
 
 

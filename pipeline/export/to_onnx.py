@@ -1,7 +1,8 @@
 """A program of torch.export becomes an ONNX graph, in the steps of `torch.onnx.export(program, optimize=False)`.
 
-They are called one by one because of two of them. The table of operators is built once a process. And the pass that
-writes casts where operators promote types takes the values that torch.export recorded, where the exporter's runs the
+They are called one by one because of three of them. The table of operators is built once a process. Decompositions
+are left out where they would change nothing (`decompositions.py`). And the pass that writes casts where operators
+promote types takes the values that torch.export recorded, where the exporter's runs the
 whole program once more to have them; the casts are decided by the exporter's own rules. torch is pinned: another
 version's names would fail on import, and the graphs are compared with torch.onnx.export's in
 tests/export/test_to_onnx.py.
@@ -20,6 +21,7 @@ from torch.fx.experimental import _config
 from torch.onnx._internal.exporter import _core, _fx_passes, _ir_passes
 from torch.onnx._internal.fx.passes import InsertTypePromotion, type_promotion
 
+from .decompositions import is_decomposed
 from .translation import operators
 
 
@@ -35,10 +37,12 @@ def to_onnx(
     registry = operators(opset)
     # Sizes of 0 and 1 are sizes like others.
     with _config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
-        program = _fx_passes.decompose_with_registry(program, registry)
+        _fx_passes.remove_assertion_nodes(program.graph_module)
+        if not is_decomposed(program, registry):
+            program = _fx_passes.decompose_with_registry(program, registry)
+            _fx_passes.remove_assertion_nodes(program.graph_module)  # those of the tracing
         for module in program.graph_module.modules():
             _promote_types(module)
-        _fx_passes.remove_assertion_nodes(program.graph_module)
     exported = _core._exported_program_to_onnx_program(program, registry=registry)
     version_converter.convert_version(exported.model, opset, fallback=True)
     _ir_passes.rename_inputs(exported.model, list(input_names))

@@ -14,7 +14,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from .attention import UnsupportedModel
-from .decompositions import without_decompositions
+from .decompositions import replace_decomposed
 from .to_onnx import to_onnx
 
 
@@ -38,7 +38,7 @@ def trace(
             program = torch.export.export(
                 module.eval(), arguments, dynamic_shapes=dynamic_shapes, strict=False
             )
-            without_decompositions(program, opset)
+            replace_decomposed(program)
         return translate(
             program,
             dynamic_shapes=dynamic_shapes,

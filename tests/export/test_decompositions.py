@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from pipeline.export import to_onnx
 from pipeline.export import trace as tracing
 from pipeline.export.decoder import export_decoder
 from pipeline.export.encoder import export_encoder
@@ -111,7 +112,8 @@ def test_the_graph_is_the_same_node_for_node(
 ) -> None:
     found = nodes(exported(make()))
     assert not decompositions
-    monkeypatch.setattr(tracing, "without_decompositions", lambda *_: None)
+    monkeypatch.setattr(tracing, "replace_decomposed", lambda program: None)
+    monkeypatch.setattr(to_onnx, "is_decomposed", lambda program, registry: False)
     wanted = nodes(exported(make()))
     assert len(decompositions) == 1
     assert found == wanted
