@@ -74,6 +74,14 @@ def test_the_next_token_that_may_be_padding_is_found() -> None:
         check(Tiny(lambda hidden, mask: hidden + 0.01 * hidden.roll(-1, dims=1) * (hidden.shape[1] > 3)))
 
 
+def test_one_token_of_padding_is_tried_and_told_from_company() -> None:
+    def one(hidden: Tensor, mask: Tensor) -> Tensor:
+        return hidden + ((1 - mask).sum(1) == 1)[:, None, None].float()
+
+    with pytest.raises(UnsupportedModel, match="depends on the padding behind it"):
+        check(Tiny(one))
+
+
 def test_company_that_is_seen_is_found_and_named() -> None:
     """Normalized over the batch: alone, padded or not, nothing is to be seen."""
     with pytest.raises(
