@@ -94,6 +94,7 @@ class OnnxRuntimeTarget:
         with _optimized(lowered, engine) as optimized:
             _refer_to_known_weights(optimized, load_graph(lowered))
             save_graph(optimized, engine)
+        _check_kernels(engine, lowered)
         return {}
 
     def requirements(self) -> list[Problem]:
@@ -203,6 +204,22 @@ def _optimized(lowered: Path, engine: Path) -> Iterator[ir.Model]:
             except Exception as error:  # ONNX Runtime's errors share no base of their own
                 raise BadInput(f"ONNX Runtime does not take {lowered.name}: {error}") from error
         yield ir.load(path)
+
+
+def _check_kernels(engine: Path, lowered: Path) -> None:
+    """Raises BadInput where a node has no kernel for its types: the compiler asks for none, loading does.
+
+    Nothing is optimized or packed, and ONNX Runtime maps the weights, so this takes little time or memory.
+    """
+    import onnxruntime as ort
+
+    options = _options()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    try:
+        ort.InferenceSession(engine, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors share no base of their own
+        raise BadInput(f"ONNX Runtime does not take {lowered.name}: {error}") from error
 
 
 def _options() -> ort.SessionOptions:
