@@ -159,6 +159,10 @@ PACKED_TEXTS = "packed_texts"
 CONVOLUTIONS = "convolutions"
 """Feature of an engine: its graph has convolutions, which get this machine's blocked layout when it is loaded."""
 
+ROWS_ALONE = "rows_alone"
+"""Feature of a decoder's engine: all of its products are `slipway::QuantizedMatMul`, which gives a row the same bits
+alone and in company, and reads weights as they lie in the files."""
+
 HeadKind = Literal["embedding", "sequence_classification", "token_classification"]
 Activation = Literal["none", "softmax", "sigmoid"]
 

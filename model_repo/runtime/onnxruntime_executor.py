@@ -15,6 +15,7 @@ import onnxruntime as ort
 from .contract import (
     CROSS,
     LOGITS,
+    ROWS_ALONE,
     CrossStepTensors,
     EmbedStepTensors,
     EngineSpec,
@@ -27,7 +28,7 @@ from .errors import BadInput
 from .executor import BucketRule
 from .huge_pages import collapse
 from .prompt_embeds import EMBED_INDEX, PROMPT_EMBEDS
-from .resident_weights import ROWS_ALONE, WEIGHTS, ResidentWeights
+from .resident_weights import WEIGHTS, ResidentWeights
 
 MAX_BINDINGS = 64
 """Shapes whose buffers are kept. Decode steps of a steady load come back to the same few."""

@@ -13,10 +13,6 @@ from typing import NamedTuple
 
 import onnxruntime as ort
 
-ROWS_ALONE = "rows_alone"
-"""Feature of a decoder's engine: all of its products are `slipway::QuantizedMatMul`, which gives a row the same bits
-alone and in company, and reads weights as they lie in the files."""
-
 WEIGHTS = "weights"
 """The folder beside a graph that its weights lie in."""
 

@@ -6,9 +6,8 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from model_repo.runtime.contract import CONVOLUTIONS, CROSS, PACKED_TEXTS, EngineSpec, Limits
+from model_repo.runtime.contract import CONVOLUTIONS, CROSS, PACKED_TEXTS, ROWS_ALONE, EngineSpec, Limits
 from model_repo.runtime.engine_files import ENCODER_FILES, ENCODER_ONLY, EXAMPLE
-from model_repo.runtime.resident_weights import ROWS_ALONE
 from pipeline.sources.encoder_decoder import ENCODER_GRAPH
 from pipeline.stages import Product, Stage
 from pipeline.workspace import ENGINE, WEIGHTS, lowered

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model_repo.runtime.errors import BadInput
-from model_repo.runtime.onnxruntime_executor import SLOWER
 
 from .base import AS_IT_IS, BucketRule, Kind, Lowering, Problem, TargetDescriptor
 
@@ -170,6 +169,8 @@ def _optimized(lowered: Path, engine: Path) -> Iterator[ir.Model]:
     """
     import onnx_ir as ir
     import onnxruntime as ort
+
+    from model_repo.runtime.onnxruntime_executor import SLOWER
 
     with tempfile.TemporaryDirectory(dir=engine.parent, prefix=f"{engine.name}.") as name:
         path, weights = Path(name) / _OPTIMIZED, Path(name) / _OPTIMIZED_WEIGHTS

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from model_repo.runtime import onnxruntime_executor
+from model_repo.runtime.contract import ROWS_ALONE
 from model_repo.runtime.engine_files import EngineFiles
-from model_repo.runtime.resident_weights import ROWS_ALONE
 from pipeline import Recipe, build
 from pipeline.recipe import read_yaml
 
