@@ -62,7 +62,8 @@ def test_quantization_rounds_to_the_nearest_code(dtype: torch.dtype) -> None:
     raw = torch.arange(-127, 128, dtype=torch.int8) if dtype == torch.int8 else torch.arange(0, 0x7F)
     codes = raw if dtype == torch.int8 else raw.to(torch.uint8).view(dtype)
     numbers = codes.double()
-    values = torch.cat([numbers, (numbers[1:] + numbers[:-1]) / 2, torch.randn(500).double() * 50])
+    drawn = torch.randn(500, generator=torch.Generator().manual_seed(0)) * 50
+    values = torch.cat([numbers, (numbers[1:] + numbers[:-1]) / 2, drawn.double()])
     got = quantize(values[None].float(), torch.ones(1), dtype)[0]
     distance = (values[:, None].abs() if dtype != torch.int8 else values[:, None]) - numbers
     nearest = distance.abs().amin(dim=1)
