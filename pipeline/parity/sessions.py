@@ -22,9 +22,9 @@ from .plugins import operators_for_plugins
 
 @contextmanager
 def graph_session(graph: Path, scratch: Path) -> Iterator[ort.InferenceSession]:
-    """A session for a graph between stages. Pools as outputs are dropped: the operator writes in place. Plugins of
-    TensorRT are run by the operators that they stand for.
+    """A session for a graph between stages. Pools as outputs are dropped: the operator writes in place.
 
+    Plugins of TensorRT are run by the operators that they stand for.
     `scratch` is a path in the graph's folder, for a copy of the graph without its weights; it is removed.
     """
     model = load_graph(graph)
