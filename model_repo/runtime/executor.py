@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from .contract import StepTensors
+from .contract import Int32Array, StepTensors
+from .sampler import Row, Sampled
 
 
 class BucketRule(NamedTuple):
@@ -37,4 +38,33 @@ class Executor(Protocol):
         blocks `block_ids` of the group CROSS.
 
         Asked for only where the engine has an encoder. Raises whatever the engine raises.
+        """
+
+
+class LaunchedStep(Protocol):
+    """A step that a device computes while the host goes on."""
+
+    def sampled(self) -> list[Sampled]:
+        """Waits for the step; gives the token of each row of logits that was asked for. Called once.
+
+        Raises what the engine raises; the pools then hold rubbish in the step's slots only.
+        """
+
+
+@runtime_checkable
+class LaunchingExecutor(Protocol):
+    """An executor that samples where it computes, so that the next step is planned, bound and queued while one runs.
+
+    At most two steps are launched and not yet asked for their tokens.
+    """
+
+    @property
+    def bucket_rule(self) -> BucketRule:
+        """What shapes this engine wants."""
+
+    def launch(self, step: StepTensors, rows: Sequence[Row], carried: Int32Array | None) -> LaunchedStep:
+        """Queues one step, whose logits are sampled by `rows` (none in a step of unfinished prompts).
+
+        carried: int32 [tokens], or None for -1 throughout. Where it is not -1, the token is not known yet: it is the
+        one that the launch before this one samples from that row of its logits, and `step.input_ids` holds 0.
         """
