@@ -1,4 +1,4 @@
-"""The C interface of the kernels (`csrc/slipway_kernels.h`) through ctypes, over tensors of torch.
+"""The kernels over tensors of torch: `model_repo.runtime.kernel_library` with their addresses taken.
 
 It serves the library for GPUs and the emulated one alike: tensors lie where the library expects them. Where torch does
 not own the memory, `TensorAt` says by address what lies there.
@@ -6,55 +6,30 @@ not own the memory, `TensorAt` says by address what lies there.
 
 from __future__ import annotations
 
-import ctypes
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from model_repo.runtime.errors import BadInput, SlipwayError
+from model_repo.runtime.kernel_library import CUDA as CUDA
+from model_repo.runtime.kernel_library import DTYPE_NUMBERS, KernelLibrary, KernelTensor
+from model_repo.runtime.kernel_library import INTERNAL as INTERNAL
+from model_repo.runtime.kernel_library import INVALID as INVALID
+from model_repo.runtime.kernel_library import MAX_RANK as MAX_RANK
+from model_repo.runtime.kernel_library import UNSUPPORTED as UNSUPPORTED
+from model_repo.runtime.kernel_library import AttributeDescription as AttributeDescription
+from model_repo.runtime.kernel_library import Description as Description
+from model_repo.runtime.kernel_library import KernelError as KernelError
+from model_repo.runtime.kernel_library import TensorDescription as TensorDescription
 
-MAX_RANK = 6
-DTYPES: Mapping[torch.dtype, int] = {
-    torch.float32: 1,
-    torch.uint8: 2,
-    torch.int8: 3,
-    torch.int16: 5,
-    torch.int32: 6,
-    torch.int64: 7,
-    torch.bool: 9,
-    torch.float16: 10,
-    torch.uint32: 12,
-    torch.uint64: 13,
-    torch.bfloat16: 16,
-    torch.float8_e4m3fn: 17,
+_NAMES: Mapping[torch.dtype, str] = {
+    getattr(torch, name.replace("float8e", "float8_e")): name for name in DTYPE_NUMBERS
 }
+DTYPES: Mapping[torch.dtype, int] = {dtype: DTYPE_NUMBERS[name] for dtype, name in _NAMES.items()}
 """Numbers of onnx.TensorProto.DataType."""
-
-INVALID, UNSUPPORTED, CUDA, INTERNAL = 1, 2, 3, 4
-
-
-class KernelError(SlipwayError):
-    """A call that was not carried out for a reason other than its arguments. `code`: as in the header."""
-
-    def __init__(self, code: int, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-class _Tensor(ctypes.Structure):
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("dtype", ctypes.c_int32),
-        ("rank", ctypes.c_int32),
-        ("shape", ctypes.c_int64 * MAX_RANK),
-        ("strides", ctypes.c_int64 * MAX_RANK),
-    )
 
 
 @dataclass(frozen=True)
@@ -66,132 +41,28 @@ class TensorAt:
     address: int = 0
     strides: tuple[int, ...] | None = None
 
-    def data_ptr(self) -> int:
-        """The address, as torch calls it."""
-        return self.address
-
-    def dim(self) -> int:
-        """Number of axes."""
-        return len(self.shape)
-
-    def stride(self) -> tuple[int, ...]:
-        """In elements, of each axis."""
-        if self.strides is not None:
-            return self.strides
-        strides, step = [], 1
-        for size in reversed(self.shape):
-            strides.append(step)
-            step *= size
-        return tuple(reversed(strides))
-
-
-class _Error(ctypes.Structure):
-    _fields_ = (("message", ctypes.c_char * 1024),)
-
-
-@dataclass(frozen=True)
-class TensorDescription:
-    """A tensor of an operator: role is input, output or inout; shape holds symbols, numbers and 'symbol+1' forms."""
-
-    name: str
-    role: str
-    optional: bool
-    strided: bool
-    type: str
-    shape: tuple[str, ...]
-    meaning: str
-
-
-@dataclass(frozen=True)
-class AttributeDescription:
-    """An attribute of an operator, with its default and range."""
-
-    name: str
-    default: float
-    min: float
-    max: float
-    integer: bool
-    meaning: str
-
-
-@dataclass(frozen=True)
-class Description:
-    """What the library says of an operator. `types`: the dtypes' names that each type variable stands for."""
-
-    name: str
-    meaning: str
-    types: Mapping[str, tuple[str, ...]]
-    tensors: tuple[TensorDescription, ...]
-    attributes: tuple[AttributeDescription, ...]
-    limits: tuple[str, ...] = field(default=())
-
-    @classmethod
-    def from_json(cls, text: str) -> Description:
-        """Reads what `slipway_describe` gives."""
-        read: dict[str, Any] = json.loads(text)
-        return cls(
-            read["name"],
-            read["meaning"],
-            {name: tuple(types) for name, types in read["types"].items()},
-            tuple(TensorDescription(**{**t, "shape": tuple(t["shape"])}) for t in read["tensors"]),
-            tuple(AttributeDescription(**a) for a in read["attributes"]),
-            tuple(read["limits"]),
-        )
-
-    def check_names(self, tensors: Mapping[str, object], attributes: Mapping[str, object]) -> None:
-        """Raises BadInput when a name is not one of this operator's."""
-        for given, known, kind in (
-            (tensors, [t.name for t in self.tensors], "tensor"),
-            (attributes, [a.name for a in self.attributes], "attribute"),
-        ):
-            for name in given:
-                if name not in known:
-                    raise BadInput(f"{self.name} has no {kind} {name!r}; it has {', '.join(known)}")
-
-    def attribute_values(self, attributes: Mapping[str, float]) -> list[float]:
-        """Values in the order of the description, defaults where none is given."""
-        return [float(attributes.get(a.name, a.default)) for a in self.attributes]
-
 
 class Library:
     """A loaded library of kernels. Raises BadInput when the file cannot be loaded."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            self._library = ctypes.CDLL(str(path))
-        except OSError as error:
-            raise BadInput(f"cannot load {path}: {error}. Build it with `make plugins`") from error
-        self._library.slipway_kernels_info.restype = ctypes.c_char_p
-        self._library.slipway_describe.restype = ctypes.c_char_p
-        self._descriptions: dict[str, Description] = {}
+        self._kernels = KernelLibrary(path)
 
-    @cached_property
+    @property
     def info(self) -> dict[str, Any]:
         """Version, build hash, architectures, operators. Needs no driver."""
-        read: dict[str, Any] = json.loads(self._library.slipway_kernels_info())
-        return read
+        return self._kernels.info
 
     def describe(self, operator: str) -> Description:
         """Raises BadInput when there is no such operator."""
-        if operator not in self._descriptions:
-            text = self._library.slipway_describe(operator.encode())
-            if text is None:
-                raise BadInput(
-                    f"{self.path.name} has no operator {operator!r}; it has {self.info['operators']}"
-                )
-            self._descriptions[operator] = Description.from_json(text.decode())
-        return self._descriptions[operator]
+        return self._kernels.describe(operator)
 
     def workspace_bytes(
         self, operator: str, tensors: Mapping[str, Tensor | TensorAt], attributes: Mapping[str, float]
     ) -> int:
         """Bytes of workspace for these shapes. Raises BadInput for arguments that are refused."""
-        call = self._call(operator, tensors, attributes)
-        count, error = ctypes.c_int64(0), _Error()
-        code = self._library.slipway_workspace_bytes(*call, ctypes.byref(count), ctypes.byref(error))
-        _raise(code, error)
-        return count.value
+        return self._kernels.workspace_bytes(operator, _placed(tensors), attributes)
 
     def run(
         self,
@@ -232,39 +103,9 @@ class Library:
         stream: int,
     ) -> None:
         """`run` with a workspace at an address, 0 for none. Raises what `run` raises."""
-        call = self._call(operator, tensors, attributes)
-        error = _Error()
-        code = self._library.slipway_run(
-            *call,
-            ctypes.c_void_p(workspace or None),
-            ctypes.c_int64(workspace_bytes),
-            ctypes.c_void_p(stream),
-            ctypes.byref(error),
-        )
-        _raise(code, error)
-
-    def _call(
-        self, operator: str, tensors: Mapping[str, Tensor | TensorAt], attributes: Mapping[str, float]
-    ) -> Sequence[Any]:
-        description = self.describe(operator)
-        description.check_names(tensors, attributes)
-        values = description.attribute_values(attributes)
-        array = (_Tensor * max(1, len(description.tensors)))()
-        for place, parameter in zip(array, description.tensors, strict=False):
-            tensor = tensors.get(parameter.name)
-            if tensor is not None:
-                is_null = getattr(tensor, "null_address", False)  # set by cases that must be refused
-                place.data = None if is_null else tensor.data_ptr()
-                place.dtype, place.rank = DTYPES[tensor.dtype], tensor.dim()
-                place.shape[: tensor.dim()] = tensor.shape
-                place.strides[: tensor.dim()] = tensor.stride()
-        return (
-            operator.encode(),
-            array,
-            ctypes.c_int32(len(description.tensors)),
-            (ctypes.c_double * max(1, len(values)))(*values),
-            ctypes.c_int32(len(values)),
-        )
+        self._kernels.call(
+            operator, _placed(tensors), attributes, workspace=workspace, workspace_bytes=workspace_bytes
+        ).enqueue(stream)
 
 
 def aligned_workspace(count: int, device: torch.device) -> Tensor:
@@ -274,10 +115,13 @@ def aligned_workspace(count: int, device: torch.device) -> Tensor:
     return raw[offset : offset + count]
 
 
-def _raise(code: int, error: _Error) -> None:
-    if code == 0:
-        return
-    message = error.message.decode(errors="replace")
-    if code == INVALID:
-        raise BadInput(message)
-    raise KernelError(code, message)
+def _placed(tensors: Mapping[str, Tensor | TensorAt]) -> dict[str, KernelTensor]:
+    return {name: _kernel_tensor(tensor) for name, tensor in tensors.items()}
+
+
+def _kernel_tensor(tensor: Tensor | TensorAt) -> KernelTensor:
+    if isinstance(tensor, TensorAt):
+        return KernelTensor(_NAMES[tensor.dtype], tensor.shape, tensor.address, tensor.strides)
+    is_null = getattr(tensor, "null_address", False)  # set by cases that must be refused
+    address = 0 if is_null else tensor.data_ptr()
+    return KernelTensor(_NAMES[tensor.dtype], tuple(tensor.shape), address, tensor.stride())
