@@ -10,6 +10,7 @@ range widened to hold zero:
 | int8 | -127 to 127 (as TensorRT), scale = amax / 127 | -128 to 127, scale = range / 255 |
 | uint8 | 1 to 255 around zero point 128, scale = amax / 127 | 0 to 255, scale = range / 255 |
 | int4 | -8 to 7, scale = max(largest / 7, -smallest / 8) | -8 to 7, scale = range / 15 |
+| int4, signed scales | -8 to 7, scale = e / -8 with e the number of largest magnitude | - |
 | e4m3 | -448 to 448, scale = amax / 448 | - |
 | nvfp4 | E2M1 (-6 to 6) in blocks of 16; scale = E4M3(amax / 6 / tensor scale), tensor scale = amax / 2688 | - |
 | mxfp8 | E4M3 in blocks of 32; scale = the least power of two not below amax / 448 | - |
@@ -44,13 +45,15 @@ class Scheme:
     """How a tensor is quantized. Raises BadInput for combinations that mean nothing.
 
     `granularity`: who shares a scale. tensor: everything; channel: one index of an axis; block: `block` neighbours
-    along an axis; token: one row of the last axis (a dynamic scale of activations).
+    along an axis; token: one row of the last axis (a dynamic scale of activations). `signed_scales`: of symmetric int4,
+    may be negative, so that -8, the code without a counterpart, is always used: ONNX Runtime's rule.
     """
 
     format: Format
     granularity: Granularity = "tensor"
     block: int | None = None
     symmetric: bool = True
+    signed_scales: bool = False
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
@@ -67,6 +70,10 @@ class Scheme:
             raise BadInput(f"a block of {self.block}; give 2 or more")
         if not self.symmetric and not info.integer:
             raise BadInput(f"{self.format} has no zero point; give symmetric=True")
+        if self.signed_scales and (self.format, self.symmetric) != ("int4", True):
+            raise BadInput(
+                f"signed scales are for symmetric int4; given: {self.format}, symmetric={self.symmetric}"
+            )
 
     @property
     def bits(self) -> int:
@@ -89,7 +96,8 @@ class Scheme:
 
     def __str__(self) -> str:
         where = f"block of {self.block}" if self.granularity == "block" else f"per {self.granularity}"
-        return f"{self.format} {where}{'' if self.symmetric else ', asymmetric'}"
+        kind = "" if self.symmetric else ", asymmetric"
+        return f"{self.format} {where}{kind}{', signed scales' if self.signed_scales else ''}"
 
 
 @dataclass(frozen=True)
@@ -123,8 +131,8 @@ def quantize(
     """`array` (float, any shape) in `scheme`; see the module for rounding and for the scales when none are given.
 
     axis: of the channels (default 0) or along which blocks run (default -1): right for weights [out, in]. Raises
-    BadInput: NaN or infinity in `array`; scales that are not finite, not positive or of another shape; an axis that
-    the array lacks.
+    BadInput: NaN or infinity in `array`; scales that are not finite, zero, of another shape, or negative without
+    `signed_scales`; an axis that the array lacks.
     """
     numbers = np.asarray(array, dtype=np.float32)
     _check_finite(numbers)
@@ -202,6 +210,8 @@ def _own_scales(
         zeros = np.clip(np.rint(np.float32(low) - smallest / scales), low, high)
         return scales, zeros.astype(np.int32), None
     amax = np.maximum(largest, -smallest)
+    if scheme.signed_scales:
+        return _usable(np.where(largest > -smallest, largest, smallest) / np.float32(-8)), None, None
     if scheme.format == "int4":
         return _usable(np.maximum(largest / np.float32(7), -smallest / np.float32(8))), None, None
     if scheme.format == "nvfp4":
@@ -234,7 +244,7 @@ def _extremes(numbers: Array, scheme: Scheme, axis: int | None) -> tuple[Array, 
 def _usable(scales: npt.NDArray[np.floating[Any]] | np.floating[Any]) -> Array:
     """1 where a range holds nothing but zeros, or numbers so small that their scale is denormal."""
     tiny = np.finfo(np.float32).tiny
-    usable: Array = np.where(scales < tiny, np.float32(1), scales).astype(np.float32)
+    usable: Array = np.where(np.abs(scales) < tiny, np.float32(1), scales).astype(np.float32)
     return usable
 
 
@@ -256,7 +266,7 @@ def _checked_scales(scales: npt.ArrayLike, shape: tuple[int, ...], scheme: Schem
     array = np.asarray(scales, dtype=np.float32)
     if array.shape != shape:
         raise BadInput(f"scales of shape {list(array.shape)}; {scheme} takes {list(shape)}")
-    wrong = ~(np.isfinite(array) & (array > 0))
+    wrong = ~(np.isfinite(array) & ((array > 0) | (scheme.signed_scales & (array < 0))))
     if wrong.any():
         place = tuple(int(index) for index in np.argwhere(wrong)[0])
         raise BadInput(

@@ -104,7 +104,7 @@ def find(
     from calibration.sensitivity import Swapping, loss_of, sensitivities, weight_bytes
     from pipeline.workspace import FUSED
 
-    schemes = _schemes(precisions, block)
+    schemes = _schemes(context.recipe.target.name, precisions, block)
     samples = _samples(context, data, tokens)
     facts = context.facts
     count = sum(len(sample) for sample in samples) if facts.kind == "decoder" else len(samples)
@@ -150,7 +150,8 @@ def write_layers(findings: Findings, path: Path) -> None:
     path.write_text(json.dumps(findings.chosen.precisions, indent=2) + "\n", encoding="utf-8")
 
 
-def _schemes(precisions: tuple[str, ...], block: int) -> dict[str, Scheme | None]:
+def _schemes(target: str, precisions: tuple[str, ...], block: int) -> dict[str, Scheme | None]:
+    from pipeline.quantize.policy import policy_of
     from pipeline.quantize.precisions import layer_schemes
 
     for precision in precisions:
@@ -160,7 +161,11 @@ def _schemes(precisions: tuple[str, ...], block: int) -> dict[str, Scheme | None
             )
     if len(set(precisions)) < 2:
         raise BadInput(f"one precision leaves nothing to choose; give two or more of {', '.join(PRECISIONS)}")
-    return {precision: layer_schemes(precision, block).weight for precision in dict.fromkeys(precisions)}
+    policy = policy_of(target, "mixed")
+    return {
+        precision: policy.adapted(layer_schemes(precision, block)).weight
+        for precision in dict.fromkeys(precisions)
+    }
 
 
 def _samples(context: BuildContext, data: Path | None, tokens: int) -> list[Any]:

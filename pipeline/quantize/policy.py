@@ -28,7 +28,7 @@ class Policy:
     `smallest`: elements of a matrix below which it does not pay. `tables`: whether rows of Gather are quantized too;
     those that share their weight with a product always are. `static_only`: activations have one scale, fixed
     beforehand. `zero_points`: whether activations may be asymmetric; `refusal` says why not. `refused`: precisions
-    that the target does not take, with the reason.
+    that the target does not take, with the reason. `signed_scales`: whether scales of int4 weights may be negative.
     """
 
     target: str
@@ -39,10 +39,13 @@ class Policy:
     refusal: str = ""
     refused: Mapping[str, str] = field(default_factory=dict)
     convolved: Scheme = _SYMMETRIC
+    signed_scales: bool = False
 
     def adapted(self, layer: LayerSchemes) -> LayerSchemes:
         """`layer` as this target runs it. Raises BadInput for schemes that it cannot."""
-        scheme = layer.activation
+        weight, scheme = layer.weight, layer.activation
+        if self.signed_scales and weight is not None and weight.format == "int4" and weight.symmetric:
+            layer = replace(layer, weight=replace(weight, signed_scales=True))
         if scheme is None:
             return layer
         if not scheme.symmetric and not self.zero_points:
@@ -70,7 +73,9 @@ POLICIES: Mapping[str, Policy] = {
         convolved=Scheme(
             "uint8", symmetric=False
         ),  # after a ReLU zero is the lowest code, and none is unused
+        signed_scales=True,
     ),
+    "onnxruntime-cuda": Policy("onnxruntime-cuda"),
     "tensorrt": _TENSORRT,
     "tensorrt-rtx": replace(_TENSORRT, target="tensorrt-rtx"),
 }

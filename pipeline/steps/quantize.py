@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from calibration.linear_layers import LinearLayer
     from calibration.schemes import Quantized, Scheme
     from pipeline.quantize.nodes import ActivationScale
-    from pipeline.quantize.policy import Policy
     from pipeline.quantize.precisions import LayerSchemes
     from pipeline.quantize.write import Rounder
 
@@ -92,7 +91,7 @@ def _run(context: BuildContext) -> Product:
     convolved = _convolved(context, model)
     names = [layer.name for layer in layers]
     chosen = _chosen(Path(recipe.layers), {*names, *convolved}) if recipe.layers is not None else None
-    schemes = schemes_of(recipe, names, chosen)
+    schemes = {name: policy.adapted(found) for name, found in schemes_of(recipe, names, chosen).items()}
     fixed: Mapping[str, float] = {}
     if recipe.algorithm == CHECKPOINT:
         codes, fixed = _of_checkpoint(context, layers, schemes)
@@ -100,7 +99,7 @@ def _run(context: BuildContext) -> Product:
         policy = replace(policy, tables=False)  # what the checkpoint left in floats stays so
         rounder: Rounder = lambda name, weight, scheme: codes[name]  # noqa: E731
     else:
-        _refuse_factors(recipe, policy, schemes)
+        _refuse_factors(recipe, schemes)
         rounder = _rounder(context, model, schemes)
     if convolved:
         schemes |= convolution_schemes(model, policy, recipe.precision, chosen)
@@ -235,11 +234,11 @@ def _of_checkpoint(
     return codes, input_scales([layer for layer in layers if layer.name in codes], found)
 
 
-def _refuse_factors(recipe: QuantizeRecipe, policy: Policy, schemes: Mapping[str, LayerSchemes]) -> None:
+def _refuse_factors(recipe: QuantizeRecipe, schemes: Mapping[str, LayerSchemes]) -> None:
     """Raises BadInput: factors would move into activations after their ranges were fixed."""
     from calibration.methods import method
 
-    activations = [policy.adapted(layer).activation for layer in schemes.values()]
+    activations = [layer.activation for layer in schemes.values()]
     static = any(scheme is not None and scheme.granularity != "token" for scheme in activations)
     if static and method(recipe.algorithm).smoothing != "none":
         raise BadInput(

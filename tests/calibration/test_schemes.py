@@ -8,6 +8,7 @@ import onnx
 import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
+from onnxruntime.capi._pybind_state import quantize_matmul_4bits
 
 from calibration.schemes import Scheme, dequantize, quantize, scales_shape
 from model_repo.runtime.errors import BadInput
@@ -175,3 +176,45 @@ def test_dead_rows_have_scale_one_and_stay_zero(scheme):
 def test_what_means_nothing_is_refused_in_words(call, words):
     with pytest.raises(BadInput, match=words):
         call()
+
+
+def onnxruntime_int4(weight, block):
+    """ONNX Runtime's own symmetric rounding of [out, in]: codes of -8 to 7, and scales [out, blocks]."""
+    out, width = weight.shape
+    blocks = -(-width // block)
+    packed = np.zeros((out, blocks, block // 2), np.uint8)
+    scales = np.zeros(out * blocks, np.float32)
+    zeros = np.zeros(out * ((blocks + 1) // 2), np.uint8)
+    quantize_matmul_4bits(packed, np.ascontiguousarray(weight.T), scales, zeros, block, out, width, True)
+    codes = np.stack([packed & 15, packed >> 4], -1).reshape(out, -1)[:, :width].astype(np.int8) - 8
+    return codes, scales.reshape(out, blocks)
+
+
+@pytest.mark.parametrize("width", [64, 80])
+def test_signed_scales_are_onnx_runtimes(width):
+    weight = WEIGHT[:, :1] * GENERATOR.standard_normal((24, width)).astype(np.float32)
+    scheme = Scheme("int4", "block", 32, signed_scales=True)
+    made = quantize(weight, scheme)
+    codes, scales = onnxruntime_int4(weight, 32)
+    assert np.array_equal(made.scales, scales)
+    assert (made.scales < 0).any()
+    assert (made.scales > 0).any()
+    assert (made.codes.min(axis=1) == -8).all()
+    apart = made.codes != codes  # it multiplies by 1 / scale, and rounds halves another way
+    assert apart.mean() < 0.01
+    assert np.abs(made.codes - codes).max() <= 1
+    again = quantize(weight, scheme, made.scales)
+    assert np.array_equal(again.codes, made.codes)
+    plain = quantize(weight, Scheme("int4", "block", 32))
+    assert np.square(dequantize(made) - weight).sum() < np.square(dequantize(plain) - weight).sum()
+
+
+def test_signed_scales_are_for_symmetric_int4_and_never_zero():
+    for name, symmetric in (("int8", True), ("int4", False)):
+        with pytest.raises(BadInput, match="signed scales are for symmetric int4"):
+            Scheme(name, "channel", symmetric=symmetric, signed_scales=True)
+    scheme = Scheme("int4", "channel", signed_scales=True)
+    assert quantize(np.zeros((2, 8), np.float32), scheme).scales.tolist() == [1, 1]
+    for scale in (0.0, np.nan, -np.inf):
+        with pytest.raises(BadInput, match="scales are finite"):
+            quantize(WEIGHT, scheme, np.full(24, scale))

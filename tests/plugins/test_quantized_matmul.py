@@ -48,7 +48,7 @@ def packed(weight: np.ndarray, bits: int) -> tuple[Quantized, dict[str, np.ndarr
     if bits == 8:
         made = quantize(weight, Scheme("int8", "channel"))
         return made, {"weight": pack_bytes(made.codes), "weight_scale": made.scales}
-    made = quantize(weight, Scheme("int4", "block", BLOCK))
+    made = quantize(weight, Scheme("int4", "block", BLOCK, signed_scales=True))
     codes, factor = pack_nibbles(made.codes, made.scales, BLOCK)
     halves = unpack_block_scales(codes, factor, len(weight))
     assert np.abs(halves / made.scales - 1).max(initial=0) <= 2**-11
