@@ -15,7 +15,7 @@ from .block_manager import BlockManager
 from .contract import EngineSpec
 from .engine_files import EngineFiles
 from .errors import BadInput
-from .executor import Executor
+from .executor import Executor, LaunchingExecutor
 from .intake import Intake
 from .live_request import LiveRequest, Sink
 from .live_requests import LiveRequests
@@ -23,14 +23,15 @@ from .logs import log_event
 from .metrics import Metrics
 from .onnxruntime_executor import OnnxRuntimeExecutor
 from .output import Completion, Output
+from .overlapped_steps import OverlappedSteps
 from .prompt_embeds import PromptEmbeds
 from .request import Request, SamplingParams
 from .request_checks import blank_input, check_request
-from .sampler import NO_TOKEN, sample
-from .scheduler import Scheduler, StepPlan
+from .scheduler import Scheduler
 from .sequence import Sequence as ScheduledSequence
-from .step_log import StepLog, StepRecord, StepRow
-from .step_tensors import step_tensors, with_embeds
+from .step_log import StepLog
+from .step_work import StepWork
+from .synchronous_steps import SynchronousSteps
 from .tokenizer import Tokenizer
 
 DEFAULT_MAX_QUEUE = 128
@@ -45,7 +46,7 @@ class Engine:
 
     def __init__(
         self,
-        executor: Executor,
+        executor: Executor | LaunchingExecutor,
         spec: EngineSpec,
         tokenizer: Tokenizer | None = None,
         *,
@@ -61,7 +62,6 @@ class Engine:
         self.metrics = Metrics()
         self._executor = executor
         self._clock = clock
-        self._step_log = step_log
         if num_blocks is not None:
             self.limits = dataclasses.replace(self.limits, num_blocks=num_blocks)
         # Of an encoder-decoder, what the same tokens leave in the cache depends on the encoder's input.
@@ -73,8 +73,20 @@ class Engine:
         self._scheduler = Scheduler(self.limits, self._blocks, cross_blocks)
         self._intake = Intake(max_queue)
         self._live = LiveRequests(self._scheduler, self._intake, self.metrics, clock)
+        work = StepWork(
+            spec, self.limits, self._scheduler, self._intake, self._live, self.metrics, clock, step_log
+        )
+        self._steps: SynchronousSteps | OverlappedSteps
+        if isinstance(executor, LaunchingExecutor):
+            if spec.encoder is not None:
+                raise BadInput(
+                    f"engine {spec.name!r} has an encoder, which executors that sample on the device do not run; "
+                    "give it one that gives logits"
+                )
+            self._steps = OverlappedSteps(executor, work)
+        else:
+            self._steps = SynchronousSteps(executor, work)
         self._thread: threading.Thread | None = None
-        self._past: list[int] = []  # tokens cached before the step that runs
 
     @classmethod
     def load(
@@ -134,6 +146,7 @@ class Engine:
             max_new_tokens=min(sampling.max_tokens, room),
             end_token_ids=frozenset(ends),
             deadline=None if request.timeout_seconds is None else now + request.timeout_seconds,
+            waits_for_token=sampling.repetition_penalty != 1.0,
         )
         if self.spec.encoder is not None and request.encoder_input is not None:
             sequence.num_source_positions = self.spec.encoder.num_positions(request.encoder_input.shape)
@@ -162,30 +175,11 @@ class Engine:
     # ------------------------------------------------------------------ the loop
 
     def step(self) -> bool:
-        """Makes one step. False when there was nothing to compute."""
-        start = self._clock()
-        self._live.take_news(start)
-        preempted = self._scheduler.num_preemptions
-        plan = self._scheduler.plan()
-        self._count_preemptions(self._scheduler.num_preemptions - preempted)
-        self._intake.count_waiting(len(self._scheduler.waiting))
-        if plan is None:
-            return False
-        try:
-            executor_seconds, advanced = self._compute(plan)
-        except Exception as error:  # the engine's own errors: this step's requests end, the loop goes on
-            self._fail(plan, error)
-            return True
-        for live in advanced:
-            self._live.deliver(live)
-        self.metrics.count("steps")
-        if self._step_log is not None:
-            rows = tuple(
-                StepRow(e.sequence.request_id, past, e.num_new_tokens)
-                for e, past in zip(plan.entries, self._past, strict=True)
-            )
-            self._step_log.steps.append(StepRecord(rows, executor_seconds, self._clock() - start))
-        return True
+        """Makes one step, or with an executor that launches: launches one and completes the one before it.
+
+        False when there was nothing to compute.
+        """
+        return self._steps.step()
 
     def generate(self, requests: Sequence[Request], on_output: Sink | None = None) -> list[Completion]:
         """Runs requests to their ends, together, on the calling thread; gives completions in the order given.
@@ -237,6 +231,7 @@ class Engine:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+        self._steps.finish()
         self._live.take_news(self._clock())
         self._live.end_all("cancelled")
 
@@ -262,64 +257,11 @@ class Engine:
     def _check(self, request: Request) -> None:
         check_request(request, self.spec, self.limits, self.tokenizer is not None)
 
-    def _compute(self, plan: StepPlan) -> tuple[float, list[LiveRequest]]:
-        """Runs the engine, samples and commits. Gives seconds in the engine and who got a token."""
-        self._past = [entry.sequence.num_computed_tokens for entry in plan.entries]
-        broken = self._encode(plan)
-        rule = self._executor.bucket_rule
-        tensors = step_tensors(plan, self._blocks.block_size, rule.min_tokens, rule.token_multiple)
-        if self.spec.image_encoder is not None:
-            size = self.spec.image_encoder.hidden_size
-            tensors = with_embeds(tensors, plan, lambda sequence: self._live[sequence].embeds, size)
-        begun = self._clock()
-        logits = self._executor.run(tensors)
-        executor_seconds = self._clock() - begun
-        wanted = [self._live[entry.sequence] for entry in plan.entries if entry.num_logit_rows]
-        sampled = sample(logits[: len(wanted)], [live.sampling_row() for live in wanted]) if wanted else []
-        chosen: list[LiveRequest] = []
-        for live, result in zip(wanted, sampled, strict=True):
-            if live in broken:
-                continue
-            if result.token_id == NO_TOKEN:
-                self._scheduler.finish(live.sequence, "error")  # `commit` passes over what has ended
-                broken[live] = "the model gave logits that are not numbers for this request"
-            else:
-                live.take(result)
-                chosen.append(live)
-        self._scheduler.commit(plan, [result.token_id for result in sampled])
-        for live, what in broken.items():
-            self._live.end(live, "error", what)
-        return executor_seconds, chosen
-
-    def _encode(self, plan: StepPlan) -> dict[LiveRequest, str]:
-        """Runs the encoders that the step needs. Gives the requests whose encoder failed, with what went wrong."""
-        broken: dict[LiveRequest, str] = {}
-        for sequence in plan.encoded:
-            live = self._live[sequence]
-            source = live.request.encoder_input
-            assert source is not None, "checked at submission"
-            try:
-                self._executor.encode(source, sequence.source_block_ids)
-            except Exception as error:  # the engine's own errors
-                self._scheduler.finish(sequence, "error")
-                broken[live] = f"the encoder failed on this request's input: {error}"
-        return broken
-
-    def _fail(self, plan: StepPlan, error: Exception) -> None:
-        log_event(logging.ERROR, "step failed", error=repr(error), rows=plan.num_tokens)
-        for sequence in self._scheduler.abandon(plan):
-            what = f"the engine failed in this request's step: {error}"
-            self._live.end(self._live[sequence], "error", what)
-
     def _break_down(self, error: Exception) -> None:
         """A fault of the loop itself: all requests end with 'error', and no more are taken."""
         log_event(logging.CRITICAL, "engine loop failed", error=repr(error))
         self._intake.stop()
         self._live.break_down(f"the engine loop failed: {error!r}")
-
-    def _count_preemptions(self, count: int) -> None:
-        if count:
-            self.metrics.count("preemptions", count)
 
 
 def _keeper(outputs: list[Output], on_output: Sink | None) -> Sink:

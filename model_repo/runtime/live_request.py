@@ -51,10 +51,10 @@ class LiveRequest:
         self._text = ""
         self._logprobs: list[TokenLogprob] = []
 
-    def sampling_row(self) -> Row:
-        """How to sample this request's next token."""
+    def sampling_row(self, position: int) -> Row:
+        """How to sample this request's output token `position`, 0 for the first."""
         seen = None if self._seen is None else np.fromiter(self._seen, np.int64, len(self._seen))
-        return Row(self.request.sampling, self._seed, self.sequence.num_completion_tokens, seen)
+        return Row(self.request.sampling, self._seed, position, seen)
 
     def take(self, sampled: Sampled) -> None:
         """Remembers what was sampled until it is delivered."""

@@ -4,6 +4,8 @@
 was sampled. There are no phases: a sequence has pending tokens, and the step computes some or all of them.
 Whoever has all of its tokens computed gets a row of logits and one token more. Sequences join and leave between
 steps; when blocks run out, the youngest gives its blocks up and computes again later (recomputation).
+A step can be planned while the one before it runs: then a sequence's next token is computed before it is known, and
+dropped when the sequence turns out to have ended. Whoever ends keeps its blocks until no step in flight writes to them.
 Sequences with an encoder have blocks of a second manager for its output. They keep those when they are preempted: the
 encoder never runs twice.
 """
@@ -12,44 +14,26 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence as Seq
-from typing import NamedTuple
+from operator import attrgetter
 
 from .block_manager import BlockManager
 from .contract import Limits
 from .output import FinishReason
 from .sequence import Sequence
+from .step_plan import NOT_CARRIED, PlannedSequence, StepPlan
 
 MIN_CHUNK = 2
 """Fewest tokens of a piece of a prompt."""
 
-
-class PlannedSequence(NamedTuple):
-    """One sequence's part of a step."""
-
-    sequence: Sequence
-    num_new_tokens: int  # tokens [num_computed_tokens, + num_new_tokens) are computed in this step
-    num_logit_rows: int  # 0 while a prompt is unfinished, else 1: the last row's logits
+MAX_IN_FLIGHT = 2
+"""Plans that are neither committed nor abandoned: one that runs, and one that waits for it on the device."""
 
 
-class StepPlan(NamedTuple):
-    """One step: its sequences in the order of their rows, and those of them whose encoder runs before it."""
-
-    entries: tuple[PlannedSequence, ...]
-    encoded: tuple[Sequence, ...] = ()
-
-    @property
-    def num_tokens(self) -> int:
-        """Rows of the step."""
-        return sum(entry.num_new_tokens for entry in self.entries)
-
-    @property
-    def num_logit_rows(self) -> int:
-        """Rows whose logits are wanted; may be 0 in a step of unfinished prompts."""
-        return sum(entry.num_logit_rows for entry in self.entries)
+_pending = attrgetter("num_pending_tokens")
 
 
 class Scheduler:
-    """Holds the waiting and the running sequences. One plan may be in flight at a time.
+    """Holds the waiting and the running sequences, and the plans in flight (at most MAX_IN_FLIGHT).
 
     `cross_blocks`: blocks of the KV group CROSS, for sequences with an encoder.
     """
@@ -63,13 +47,12 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # oldest first
         self.num_preemptions = 0
-        self._in_flight: StepPlan | None = None
-        self._ended_in_flight: list[Sequence] = []  # ended while their step runs: blocks are freed after it
+        self.in_flight: list[StepPlan] = []  # oldest first
 
     @property
     def is_idle(self) -> bool:
-        """Nothing to compute."""
-        return not self.waiting and not self.running
+        """Nothing to compute, and no step in flight."""
+        return not self.waiting and not self.running and not self.in_flight
 
     def add(self, sequence: Sequence) -> None:
         """Queues a sequence; how many may wait is the engine's business."""
@@ -78,63 +61,74 @@ class Scheduler:
     def plan(self) -> StepPlan | None:
         """The next step, or None when there is nothing to do. Blocks for its tokens are taken here.
 
-        Raises RuntimeError while another plan is in flight.
+        While another plan is in flight nobody is preempted: None, too, where blocks run short or where everybody waits
+        for a token, until that plan is committed. Raises RuntimeError while MAX_IN_FLIGHT plans are in flight.
         """
-        if self._in_flight is not None:
-            raise RuntimeError("a plan is in flight; commit or abandon it first")
+        if len(self.in_flight) == MAX_IN_FLIGHT:
+            raise RuntimeError(f"{MAX_IN_FLIGHT} plans are in flight; commit or abandon the first of them")
         budget = self.limits.token_budget
         chosen: dict[Sequence, int] = {}
+        ready = (
+            [sequence for sequence in self.running if sequence.is_ready] if self.in_flight else self.running
+        )
         # Fewest pending tokens first: a long prompt takes what the others leave, and never stops them.
-        for sequence in sorted(self.running, key=lambda sequence: sequence.num_pending_tokens):
-            if sequence not in self.running:
+        for sequence in sorted(ready, key=_pending):
+            if not sequence.block_ids:
                 continue  # preempted for one before it
             count = self._chunk(sequence, budget)
             if count and self._make_room(sequence, count, chosen):
                 chosen[sequence] = count
                 budget -= count
+            elif count and self.in_flight:
+                self._give_back(chosen)
+                return None
         encoded = self._admit(chosen, budget)
         if not chosen:
             return None
-        entries = tuple(
-            PlannedSequence(sequence, chosen[sequence], int(chosen[sequence] == sequence.num_pending_tokens))
-            for sequence in self.running
-            if sequence in chosen
-        )
-        self._in_flight = StepPlan(entries, tuple(encoded))
-        return self._in_flight
+        plan = StepPlan(self._entries(chosen), tuple(encoded))
+        self.in_flight.append(plan)
+        return plan
 
     def commit(self, plan: StepPlan, tokens: Seq[int]) -> list[Sequence]:
-        """Ends the step: `tokens` holds one sampled token for each logit row, in order.
+        """Ends the oldest step in flight: `tokens` holds one sampled token for each logit row, in order.
 
-        Gives the sequences that got a token, in order; those with a `finish_reason` have left.
+        Gives the sequences that got a token, in order; those with a `finish_reason` have left. Tokens of sequences that
+        had ended before are dropped.
         """
-        self._leave_flight(plan)
+        if plan is not next(iter(self.in_flight), None):
+            raise RuntimeError("this plan is not in flight, or not the oldest that is")
         if len(tokens) != plan.num_logit_rows:
             raise ValueError(f"{len(tokens)} tokens for {plan.num_logit_rows} rows of logits")
+        self._leave_flight(plan)
         sampled = iter(tokens)
         advanced: list[Sequence] = []
-        for sequence, num_new_tokens, num_logit_rows in plan.entries:
+        for sequence, num_new_tokens, num_logit_rows, num_cached_tokens, _ in plan.entries:
             token = next(sampled) if num_logit_rows else None
             if sequence.finish_reason is not None:
-                continue  # cancelled while the step ran
-            sequence.num_computed_tokens += num_new_tokens
+                self._release_unless_in_flight(sequence)
+                continue
             if num_new_tokens >= MIN_CHUNK:
-                self._register_full_blocks(sequence)
+                self._register_full_blocks(sequence, num_cached_tokens + num_new_tokens)
             if token is None:
                 continue
             advanced.append(sequence)
             if sequence.append(token) is not None:
                 self._remove(sequence)
-        self._free_ended()
         return advanced
 
     def abandon(self, plan: StepPlan) -> list[Sequence]:
-        """Ends a step that failed: its sequences leave with finish_reason 'error'. Gives them."""
+        """Ends a step that failed: its sequences leave with finish_reason 'error'. Gives them.
+
+        A plan that was made while it was in flight stays so: what it computes for these sequences is dropped.
+        """
         self._leave_flight(plan)
-        failed = [entry.sequence for entry in plan.entries if entry.sequence.finish_reason is None]
-        for sequence in failed:
-            self.finish(sequence, "error")
-        self._free_ended()
+        failed: list[Sequence] = []
+        for entry in plan.entries:
+            if entry.sequence.finish_reason is None:
+                failed.append(entry.sequence)
+                self.finish(entry.sequence, "error")
+            else:
+                self._release_unless_in_flight(entry.sequence)
         return failed
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
@@ -166,15 +160,28 @@ class Scheduler:
         return count if count >= MIN_CHUNK else 0
 
     def _make_room(self, sequence: Sequence, count: int, chosen: dict[Sequence, int]) -> bool:
-        """Takes the blocks that `count` more tokens need; preempts the youngest, in the end `sequence` itself."""
-        total = self.blocks.blocks_for(sequence.num_computed_tokens + count)
-        while (taken := self.blocks.take(max(total - len(sequence.block_ids), 0))) is None:
+        """Takes the blocks that `count` more tokens need. Where they run short, the youngest is preempted, in the end
+        `sequence` itself; but nobody while a step is in flight.
+        """
+        missing = self.blocks.blocks_for(sequence.num_computed_tokens + count) - len(sequence.block_ids)
+        if missing <= 0:
+            return True
+        while (taken := self.blocks.take(missing)) is None:
+            if self.in_flight:
+                return False
             victim = next((other for other in reversed(self.running) if other not in chosen), sequence)
             self._preempt(victim)
             if victim is sequence:
                 return False
         sequence.block_ids += taken
         return True
+
+    def _give_back(self, chosen: dict[Sequence, int]) -> None:
+        """Frees the blocks that were taken for a plan which is not made."""
+        for sequence in chosen:
+            kept = self.blocks.blocks_for(sequence.num_computed_tokens)
+            self.blocks.release(sequence.block_ids[kept:])
+            del sequence.block_ids[kept:]
 
     def _admit(self, chosen: dict[Sequence, int], budget: int) -> list[Sequence]:
         """Lets waiting sequences in while tokens, places and blocks for their whole prompt last.
@@ -215,6 +222,26 @@ class Scheduler:
                 encoded.append(sequence)
         return encoded
 
+    def _entries(self, chosen: dict[Sequence, int]) -> tuple[PlannedSequence, ...]:
+        """The plan's entries, oldest first, whose sequences are from now on as they will be after the step."""
+        entries: list[PlannedSequence] = []
+        num_rows = 0
+        for sequence in self.running:
+            count = chosen.get(sequence)
+            if count is None:
+                continue
+            cached = sequence.num_computed_tokens
+            wanted = int(count == sequence.num_pending_tokens)
+            carried = sequence.logit_row if sequence.num_coming_tokens else NOT_CARRIED
+            entries.append(PlannedSequence(sequence, count, wanted, cached, carried))
+            sequence.num_computed_tokens = cached + count
+            sequence.num_steps_in_flight += 1
+            if wanted:
+                sequence.num_coming_tokens += 1
+                sequence.logit_row = num_rows
+                num_rows += 1
+        return tuple(entries)
+
     def _preempt(self, sequence: Sequence) -> None:
         """Takes a running sequence's blocks; it waits, first in line, and computes its tokens again."""
         self.running.remove(sequence)
@@ -226,15 +253,13 @@ class Scheduler:
 
     def _remove(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
-        plan = self._in_flight
-        if plan is not None and any(entry.sequence is sequence for entry in plan.entries):
-            self._ended_in_flight.append(sequence)  # the step still writes to its blocks
-        else:
-            self._release(sequence)
+        self._release_unless_in_flight(sequence)
 
-    def _release(self, sequence: Sequence) -> None:
-        self._release_blocks(sequence)
-        self._release_source(sequence)
+    def _release_unless_in_flight(self, sequence: Sequence) -> None:
+        """Frees what a sequence that has ended holds, or leaves that to the last step that writes to it."""
+        if not sequence.num_steps_in_flight:
+            self._release_blocks(sequence)
+            self._release_source(sequence)
 
     def _release_blocks(self, sequence: Sequence) -> None:
         self.blocks.release(sequence.block_ids)
@@ -246,21 +271,20 @@ class Scheduler:
         sequence.source_block_ids = []
 
     def _leave_flight(self, plan: StepPlan) -> None:
-        if plan is not self._in_flight:
+        place = next((index for index, other in enumerate(self.in_flight) if other is plan), None)
+        if place is None:
             raise RuntimeError("this plan is not in flight")
-        self._in_flight = None
+        del self.in_flight[place]
+        for sequence, _, num_logit_rows, _, _ in plan.entries:
+            sequence.num_steps_in_flight -= 1
+            sequence.num_coming_tokens -= num_logit_rows
 
-    def _free_ended(self) -> None:
-        for sequence in self._ended_in_flight:
-            self._release(sequence)
-        self._ended_in_flight.clear()
-
-    def _register_full_blocks(self, sequence: Sequence) -> None:
-        """Offers the blocks to other prompts. Called after chunks only: what decoding wrote is rounded otherwise
-        than a prompt's chunk would be, and a request's bits would depend on who came before it.
+    def _register_full_blocks(self, sequence: Sequence, num_computed_tokens: int) -> None:
+        """Offers the blocks of so many computed tokens to other prompts. Called after chunks only: what decoding wrote
+        is rounded otherwise than a prompt's chunk would be, and a request's bits would depend on who came before it.
         """
         size = self.blocks.block_size
-        for index in range(sequence.num_registered_blocks, sequence.num_computed_tokens // size):
+        for index in range(sequence.num_registered_blocks, num_computed_tokens // size):
             before = sequence.block_ids[index - 1] if index else None
             content = sequence.content(index * size, (index + 1) * size)
             self.blocks.register(sequence.block_ids[index], before, content)

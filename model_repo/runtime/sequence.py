@@ -15,9 +15,15 @@ class Sequence:
     when the encoder runs until the sequence ends, preempted or not.
 
     `prompt_content`: what blocks of the prompt are known by where that is not its tokens alone (images).
+    `waits_for_token`: the token after one that a step in flight samples cannot be planned yet, because what it is
+    sampled by depends on all tokens before it (repetition penalties).
 
     `token_ids` grows by one token a step once all of it is computed. `block_ids[i]` holds positions
-    i * block_size to (i + 1) * block_size - 1. `num_registered_blocks` of them are known to prefix sharing.
+    i * block_size to (i + 1) * block_size - 1; the list grows, and another one takes its place when the blocks are
+    given up. `num_registered_blocks` of them are known to prefix sharing.
+
+    Steps in flight count as done in `num_computed_tokens`. The tokens that they sample are not in `token_ids` yet:
+    they are `num_coming_tokens`, the last of them from row `logit_row` of its plan's logits.
     """
 
     request_id: str
@@ -27,6 +33,9 @@ class Sequence:
     deadline: float | None = None
     num_prompt_tokens: int = field(init=False)
     num_computed_tokens: int = 0
+    num_coming_tokens: int = 0
+    num_steps_in_flight: int = 0
+    logit_row: int = 0
     num_preemptions: int = 0
     block_ids: list[int] = field(default_factory=list)
     num_registered_blocks: int = 0
@@ -34,6 +43,7 @@ class Sequence:
     num_source_positions: int = 0
     source_block_ids: list[int] = field(default_factory=list)
     prompt_content: list[int] | None = None
+    waits_for_token: bool = False
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)
@@ -45,13 +55,21 @@ class Sequence:
 
     @property
     def num_pending_tokens(self) -> int:
-        """Tokens whose keys and values are not in the cache yet; at least one while the sequence is alive."""
-        return len(self.token_ids) - self.num_computed_tokens
+        """Tokens, known or coming, that no step has computed or computes; at least one while the sequence is alive."""
+        return len(self.token_ids) + self.num_coming_tokens - self.num_computed_tokens
 
     @property
     def num_completion_tokens(self) -> int:
         """Tokens generated so far."""
         return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether another step can be planned: not after a token that is coming and is the last or is waited for."""
+        coming = self.num_coming_tokens
+        if not coming:
+            return True
+        return not self.waits_for_token and self.num_completion_tokens + coming < self.max_new_tokens
 
     def content(self, start: int, stop: int) -> list[int]:
         """What the cache holds at positions start to stop - 1, as ints: equal where keys and values are."""

@@ -6,49 +6,43 @@ from collections.abc import Callable
 
 import numpy as np
 
+from .block_tables import BlockTables, table_width
 from .contract import CrossStepTensors, EmbedStepTensors, Int32Array, StepTensors
 from .prompt_embeds import PromptEmbeds
-from .scheduler import PlannedSequence, StepPlan
 from .sequence import Sequence
-
-BLOCK_TABLE_MULTIPLE = 8
-"""The block table's width is rounded up to this, so that steps of like lengths share their shapes."""
+from .step_plan import NOT_CARRIED, PlannedSequence, StepPlan
 
 
 def step_tensors(
-    plan: StepPlan, block_size: int, min_tokens: int = 1, token_multiple: int = 1
+    plan: StepPlan, tables: BlockTables, min_tokens: int = 1, token_multiple: int = 1
 ) -> StepTensors:
     """The tensors of one step, int32, as in `contract.STEP_INPUTS`; `CrossStepTensors` of sequences with an encoder.
 
     Rows are padded to at least `min_tokens` and up to a multiple of `token_multiple`: token 0, position 0,
-    slot -1. A step whose sequences want no logits asks for row 0, because a graph must have one.
+    slot -1. A step whose sequences want no logits asks for row 0, because a graph must have one. Tokens that are
+    carried (see `carried_rows`) are 0.
     """
     entries = plan.entries
     batch = len(entries)
-    counts = np.fromiter((entry.num_new_tokens for entry in entries), np.int32, batch)
-    past = np.fromiter((entry.sequence.num_computed_tokens for entry in entries), np.int32, batch)
+    sequences, num_new_tokens, num_logit_rows, num_cached_tokens, _ = zip(*entries, strict=True)
+    counts = np.array(num_new_tokens, np.int32)
+    past = np.array(num_cached_tokens, np.int32)
     cu_seqlens = np.zeros(batch + 1, np.int32)
     np.cumsum(counts, out=cu_seqlens[1:])
     used = int(cu_seqlens[-1])
     tokens = max(-(-used // token_multiple) * token_multiple, min_tokens)
 
-    widest = max(len(entry.sequence.block_ids) for entry in entries)
-    block_table = np.full((batch, _table_width(widest)), -1, np.int32)
     input_ids = np.zeros(tokens, np.int32)
-    for row, (sequence, count, _) in enumerate(entries):
-        start, done = cu_seqlens[row], sequence.num_computed_tokens
-        input_ids[start : start + count] = sequence.token_ids[done : done + count]
-        block_table[row, : len(sequence.block_ids)] = sequence.block_ids
-
+    input_ids[:used] = _token_ids(entries)
+    block_table = tables.of(sequences)
     position_ids = np.zeros(tokens, np.int32)
     slot_mapping = np.full(tokens, -1, np.int32)
     rows = np.repeat(np.arange(batch, dtype=np.int32), counts)
     position_ids[:used] = np.arange(used, dtype=np.int32) - np.repeat(cu_seqlens[:-1] - past, counts)
-    positions = position_ids[:used]
-    slot_mapping[:used] = block_table[rows, positions // block_size] * block_size + positions % block_size
+    blocks, offsets = np.divmod(position_ids[:used], np.int32(tables.block_size))
+    slot_mapping[:used] = block_table[rows, blocks] * np.int32(tables.block_size) + offsets
 
-    wanted = np.fromiter((entry.num_logit_rows > 0 for entry in entries), np.bool_, batch)
-    last_rows = (cu_seqlens[1:] - 1)[wanted]
+    last_rows = (cu_seqlens[1:] - 1)[np.array(num_logit_rows, np.bool_)]
     step = StepTensors(
         input_ids=input_ids,
         position_ids=position_ids,
@@ -58,9 +52,19 @@ def step_tensors(
         slot_mapping=slot_mapping,
         logits_indices=last_rows if last_rows.size else np.zeros(1, np.int32),
     )
-    if entries[0].sequence.num_source_positions:
+    if sequences[0].num_source_positions:
         return _with_sources(step, entries, counts)
     return step
+
+
+def carried_rows(plan: StepPlan, step: StepTensors) -> Int32Array | None:
+    """What `LaunchingExecutor.launch` wants to know of tokens that are not known yet: int32 [tokens], or None."""
+    rows = np.array([entry.carried_row for entry in plan.entries], np.int32)
+    if (rows == NOT_CARRIED).all():
+        return None
+    carried = np.full(len(step.input_ids), NOT_CARRIED, np.int32)
+    carried[step.cu_seqlens[:-1]] = rows  # whose token is carried has no other
+    return carried
 
 
 def with_embeds(
@@ -73,11 +77,10 @@ def with_embeds(
     tokens = len(step.input_ids)
     rows = np.zeros((1, hidden_size), np.float32)
     index = np.full(tokens, -1, np.int32)
-    for start, (sequence, count, _) in zip(step.cu_seqlens.tolist(), plan.entries, strict=False):
+    for start, (sequence, count, _, done, _) in zip(step.cu_seqlens.tolist(), plan.entries, strict=False):
         given = embeds(sequence)
         if given is None:
             continue
-        done = sequence.num_computed_tokens
         wanted = given.row_of[done : done + count]
         places = np.flatnonzero(wanted >= 0)
         if not places.size:
@@ -89,8 +92,17 @@ def with_embeds(
     return EmbedStepTensors(**vars(step), prompt_embeds=rows, embed_index=index)
 
 
-def _table_width(blocks: int) -> int:
-    return -(-blocks // BLOCK_TABLE_MULTIPLE) * BLOCK_TABLE_MULTIPLE
+def _token_ids(entries: tuple[PlannedSequence, ...]) -> list[int]:
+    """The step's tokens, sequence after sequence; 0 for those that are carried."""
+    token_ids: list[int] = []
+    for sequence, count, _, done, carried_row in entries:
+        if carried_row != NOT_CARRIED:
+            token_ids.append(0)
+        elif count == 1:
+            token_ids.append(sequence.token_ids[done])
+        else:
+            token_ids += sequence.token_ids[done : done + count]
+    return token_ids
 
 
 def _with_sources(
@@ -99,7 +111,7 @@ def _with_sources(
     """`step` with `contract.CROSS_INPUTS`: every token is a sequence of its own, whose blocks are its request's."""
     tokens, used = len(step.input_ids), int(step.cu_seqlens[-1])
     sources = [entry.sequence.source_block_ids for entry in entries]
-    tables = np.full((len(entries), _table_width(max(map(len, sources)))), -1, np.int32)
+    tables = np.full((len(entries), table_width(max(map(len, sources)))), -1, np.int32)
     for row, block_ids in enumerate(sources):
         tables[row, : len(block_ids)] = block_ids
     positions = np.fromiter(

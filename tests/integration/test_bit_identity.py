@@ -38,8 +38,7 @@ class Keeper:
 
     def run(self, step: StepTensors) -> npt.NDArray[np.float32]:
         logits = self._inner.run(step)
-        plan = self.engine._scheduler._in_flight
-        assert plan is not None
+        (plan,) = self.engine._scheduler.in_flight
         wanted = [entry.sequence.request_id for entry in plan.entries if entry.num_logit_rows]
         for request_id, row in zip(wanted, logits, strict=False):
             self.logits.setdefault(request_id, []).append(row.copy())

@@ -24,8 +24,14 @@ def check_scheduler(scheduler: Scheduler) -> None:
     assert len({*running, *scheduler.waiting}) == len(running) + len(scheduler.waiting)
     for sequence in scheduler.waiting:
         assert sequence.block_ids == []
-        assert sequence.num_computed_tokens == 0
-    listed = Counter(block for sequence in running for block in sequence.block_ids)
+        assert sequence.num_computed_tokens == sequence.num_steps_in_flight == 0
+    leaving = {
+        entry.sequence
+        for plan in scheduler.in_flight
+        for entry in plan.entries
+        if entry.sequence.finish_reason is not None
+    }
+    listed = Counter(block for sequence in (*running, *leaving) for block in sequence.block_ids)
     assert {block: count for block, count in enumerate(blocks._holders) if count} == listed
     check_free_list(blocks)
     _check_sources(scheduler)
@@ -59,7 +65,7 @@ def _check_sequence(sequence: Sequence, blocks: BlockManager) -> None:
     assert sequence.finish_reason is None
     assert len(set(sequence.block_ids)) == len(sequence.block_ids)
     assert len(sequence.block_ids) == blocks.blocks_for(sequence.num_computed_tokens)
-    assert 0 <= sequence.num_computed_tokens < sequence.num_tokens
+    assert 0 <= sequence.num_computed_tokens < sequence.num_tokens + sequence.num_coming_tokens
 
 
 def _check_shared(running: list[Sequence], size: int) -> None:

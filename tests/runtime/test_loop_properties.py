@@ -93,10 +93,11 @@ def test_every_request_gets_the_tokens_it_gets_alone_and_all_blocks_come_back(
     assert engine.stats()["kv_blocks_used"] == 0
     assert engine.stats()["waiting"] == engine.stats()["running"] == 0
     for arrival in plan:
-        _check_outcome(client, arrival, spec)
+        check_outcome(client, arrival, spec)
 
 
-def _check_outcome(client: Client, arrival: Arrival, spec: EngineSpec) -> None:
+def check_outcome(client: Client, arrival: Arrival, spec: EngineSpec) -> None:
+    """AssertionError where the request got other tokens than alone, or ended otherwise than it was told to."""
     request_id = arrival.request.request_id
     expected = alone(spec, arrival.request)
     tokens, reason = client.tokens(request_id), client.reason(request_id)
@@ -124,9 +125,8 @@ def test_steps_that_fail_at_random_end_their_own_requests_only(spec: EngineSpec,
 
     def before_run(_: object) -> None:
         if next(calls) in failing:
-            entries = engine._scheduler._in_flight
-            assert entries is not None
-            in_failed_steps.update(entry.sequence.request_id for entry in entries.entries)
+            (plan,) = engine._scheduler.in_flight
+            in_failed_steps.update(entry.sequence.request_id for entry in plan.entries)
             raise RuntimeError("the device is on fire")
 
     engine = Engine(FakeExecutor(spec, before_run=before_run), spec)

@@ -6,8 +6,9 @@ import pytest
 
 from model_repo.runtime.block_manager import BlockManager
 from model_repo.runtime.contract import Limits
-from model_repo.runtime.scheduler import Scheduler, StepPlan
+from model_repo.runtime.scheduler import Scheduler
 from model_repo.runtime.sequence import Sequence
+from model_repo.runtime.step_plan import StepPlan
 from tests.runtime.invariants import check_free_list, check_scheduler
 
 
@@ -32,12 +33,15 @@ def test_an_idle_scheduler_plans_nothing() -> None:
     assert of.is_idle
 
 
-def test_one_plan_is_in_flight_at_a_time() -> None:
+def test_two_plans_are_in_flight_at_most() -> None:
     of = scheduler()
     of.add(sequence("a", 5))
     plan = planned(of)
-    with pytest.raises(RuntimeError, match="commit or abandon it first"):
+    next_plan = planned(of)
+    with pytest.raises(RuntimeError, match="commit or abandon the first"):
         of.plan()
+    with pytest.raises(RuntimeError, match="not the oldest"):
+        of.commit(next_plan, [1])
     with pytest.raises(ValueError, match="2 tokens for 1 rows"):
         of.commit(plan, [1, 2])
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from model_repo.runtime.block_manager import BlockManager
+from model_repo.runtime.block_tables import BlockTables
 from model_repo.runtime.contract import Limits
 from model_repo.runtime.errors import BadInput
 from model_repo.runtime.scheduler import Scheduler
@@ -82,6 +83,7 @@ def test_decode_steps_are_those_that_the_runtime_makes(library: Library) -> None
     assert plan is not None
     scheduler.commit(plan, [generator.randrange(1, 29) for _ in range(plan.num_logit_rows)])
     device = DeviceBatch(library, len(sequences), limits.max_blocks)
+    tables = BlockTables(limits)
     for index, sequence in enumerate(sequences):  # all join, with the token that their prompt gave
         if sequence.finish_reason is None:
             tensors = device.tensors
@@ -92,7 +94,7 @@ def test_decode_steps_are_those_that_the_runtime_makes(library: Library) -> None
 
     steps, ends = 0, set()
     while (plan := scheduler.plan()) is not None:
-        want = step_tensors(plan, BLOCK_SIZE)
+        want = step_tensors(plan, tables)
         for index, sequence in enumerate(sequences):
             device.row(index, sequence.block_ids, [29])
         device.step()
