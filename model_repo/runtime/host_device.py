@@ -12,7 +12,7 @@ import os
 import queue
 import threading
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from .device import ALIGNMENT, CapturedWork, Event, Memory, OutOfMemory
 from .errors import SlipwayError
+from .kernel_library import Enqueued, Kernels, KernelTensor
 
 Order = Literal["at_once", "when_awaited", "in_thread"]
 """When queued work is done: as it is queued; as late as can be, by whoever waits for an event behind it (so that what
@@ -170,6 +171,46 @@ class HostDevice:
         if not array.flags.c_contiguous:
             raise SlipwayError(f"an array of strides {array.strides} is copied; it must be contiguous")
         return _within(self._staging, self._staging_starts, array.ctypes.data, array.nbytes, "staging memory")
+
+
+class HostKernels:
+    """Emulated kernels whose calls are queued on a `HostDevice`, as a stream would do with a GPU's."""
+
+    def __init__(self, kernels: Kernels, device: HostDevice) -> None:
+        self._kernels = kernels
+        self._device = device
+
+    def workspace_bytes(
+        self, operator: str, tensors: Mapping[str, KernelTensor], attributes: Mapping[str, float]
+    ) -> int:
+        """See `KernelLibrary.workspace_bytes`."""
+        return self._kernels.workspace_bytes(operator, tensors, attributes)
+
+    def call(
+        self,
+        operator: str,
+        tensors: Mapping[str, KernelTensor],
+        attributes: Mapping[str, float] | None = None,
+        *,
+        workspace: int = 0,
+        workspace_bytes: int = 0,
+    ) -> Enqueued:
+        """See `KernelLibrary.call`."""
+        call = self._kernels.call(
+            operator, tensors, attributes, workspace=workspace, workspace_bytes=workspace_bytes
+        )
+        return _HostCall(call, self._device)
+
+
+class _HostCall:
+    """`Enqueued` on a `HostDevice`."""
+
+    def __init__(self, call: Enqueued, device: HostDevice) -> None:
+        self._call = call
+        self._device = device
+
+    def enqueue(self, stream: int) -> None:
+        self._device.queue(lambda: self._call.enqueue(stream))
 
 
 class _Section:

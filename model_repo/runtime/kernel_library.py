@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from .errors import BadInput, SlipwayError
 
@@ -142,6 +142,33 @@ class Description:
     def attribute_values(self, attributes: Mapping[str, float]) -> list[float]:
         """Values in the order of the description, defaults where none is given."""
         return [float(attributes.get(a.name, a.default)) for a in self.attributes]
+
+
+class Enqueued(Protocol):
+    """A kernel's call with its arguments."""
+
+    def enqueue(self, stream: int) -> None:
+        """See `KernelCall.enqueue`."""
+
+
+class Kernels(Protocol):
+    """What a `KernelLibrary` is to those who call kernels."""
+
+    def workspace_bytes(
+        self, operator: str, tensors: Mapping[str, KernelTensor], attributes: Mapping[str, float]
+    ) -> int:
+        """See `KernelLibrary.workspace_bytes`."""
+
+    def call(
+        self,
+        operator: str,
+        tensors: Mapping[str, KernelTensor],
+        attributes: Mapping[str, float] | None = None,
+        *,
+        workspace: int = 0,
+        workspace_bytes: int = 0,
+    ) -> Enqueued:
+        """See `KernelLibrary.call`."""
 
 
 class KernelLibrary:
