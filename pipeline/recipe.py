@@ -15,6 +15,7 @@ from typing import Any
 
 from model_repo.runtime.errors import BadInput
 
+from .builder_recipe import BuilderRecipe as BuilderRecipe
 from .demands import AcceptRecipe as AcceptRecipe
 from .demands import ParityRecipe as ParityRecipe
 from .demands import Tolerance as Tolerance
@@ -167,12 +168,12 @@ class TargetRecipe(Section):
     max_sizes: tuple[str, ...] = setting(
         (), "TensorRT: NAME=SIZE, the most of a size that is known only at run time and has no bound"
     )
-    optimization_level: int | None = setting(
+    plugin_library: str | None = setting(
         None,
-        "TensorRT: how long the builder looks for faster kernels; default: its own",
-        minimum=0,
-        maximum=5,
+        "tensorrt: libslipway_tensorrt.so, the plugins in C++, which the engine's folder then holds; default: the "
+        "plugins in Python build it",
     )
+    builder: BuilderRecipe = field(default_factory=BuilderRecipe)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -185,6 +186,16 @@ class TargetRecipe(Section):
                 "the machine that builds it"
             )
         self.largest_sizes  # noqa: B018  # refuses what is no NAME=SIZE
+        if self.builder != BuilderRecipe() and not self.name.startswith("tensorrt"):
+            raise BadInput(
+                f"the recipe has options of TensorRT's builder (target.builder), and target {self.name} has no builder "
+                "of that kind; take them out, or build for tensorrt or tensorrt-rtx"
+            )
+        if self.plugin_library is not None and self.name != "tensorrt":
+            raise BadInput(
+                f"target.plugin_library is {self.plugin_library!r}; engines of target {self.name} hold none of these "
+                "plugins, which target tensorrt alone takes"
+            )
         if self.token_budget < self.max_batch:
             raise BadInput(
                 f"target.token_budget is {self.token_budget}; it must be at least target.max_batch "

@@ -138,10 +138,10 @@ def _has_type(kind: Any, value: Any) -> bool:
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if typing.get_origin(kind) is tuple:
-        return isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+        return isinstance(value, tuple) and all(_has_type(typing.get_args(kind)[0], item) for item in value)
     return isinstance(value, kind)
 
 
 def _type_in_words(kind: Any) -> str:
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    return words.get(kind, "a list of names")
+    return words.get(kind, "a list of numbers" if int in typing.get_args(kind) else "a list of names")

@@ -58,16 +58,21 @@ def _plan(plan: PlanReport) -> list[Table]:
     from rich.table import Table
 
     from pipeline.disk import in_words
-    from pipeline.targets.tensorrt.table import made_table, shapes_table
+    from pipeline.targets.tensorrt.table import made_table, options_table, shapes_table
 
     from .screen import add_row
 
-    table = Table("engine", "format", "bytes", "layers")
+    table = Table("engine", "format", "bytes", "compute capabilities", "layers")
+    if plan.problems:
+        table.caption = "; ".join(plan.problems)
     known = "as the builder reported them; deserializing the engine takes a GPU's driver"
     missing = "not known: no record of its build lies beside it, and deserializing it takes a GPU's driver"
     found = missing if plan.record is None else known
-    add_row(table, Path(plan.path).name, f"{plan.title} {plan.version}", in_words(plan.bytes), found)
-    return [table] if plan.record is None else [table, made_table(plan.record), shapes_table(plan.record)]
+    chips = ", ".join(plan.chips) or "not known"
+    add_row(table, Path(plan.path).name, f"{plan.title} {plan.version}", in_words(plan.bytes), chips, found)
+    if plan.record is None:
+        return [table]
+    return [table, made_table(plan.record), shapes_table(plan.record), options_table(plan.record)]
 
 
 def _show_fusion(folder: Path, as_json: bool) -> None:

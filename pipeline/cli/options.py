@@ -51,16 +51,29 @@ def recipe_options(*sections: str) -> Callable[[F], F]:
 
     def decorate(function: F) -> F:
         for section in reversed(sections):
-            cls: Any = SECTIONS[section]
-            for field in reversed(dataclasses.fields(cls)):
-                if (section, field.name) != ("source", "model"):  # the argument MODEL
-                    function = _option(section, field, field_types(cls)[field.name])(function)
+            function = _options(section, SECTIONS[section])(function)
         return click.option(
             "--recipe",
             "recipe_file",
             type=click.Path(path_type=Path),
             help="YAML recipe to start from; options given here go on top",
         )(function)
+
+    return decorate
+
+
+def _options(section: str, cls: Any) -> Callable[[F], F]:
+    """An option for each field of a section and of the sections in it."""
+
+    def decorate(function: F) -> F:
+        kinds = field_types(cls)
+        for field in reversed(dataclasses.fields(cls)):
+            kind = kinds[field.name]
+            if isinstance(kind, type) and issubclass(kind, Section):
+                function = _options(f"{section}.{field.name}", kind)(function)
+            elif (section, field.name) != ("source", "model"):  # the argument MODEL
+                function = _option(section, field, kind)(function)
+        return function
 
     return decorate
 
@@ -108,8 +121,11 @@ def _with_options(data: dict[str, Any], given: Mapping[str, Any]) -> Recipe:
     for key, value in given.items():
         if value is None or value == ():
             continue
-        section, _, field = key.partition(_SEPARATOR)
-        _section(data, section)[field] = value
+        *sections, field = key.split(_SEPARATOR)
+        place = data
+        for section in sections:
+            place = _section(place, section)
+        place[field] = value
     return Recipe.from_dict(data)
 
 
@@ -126,11 +142,13 @@ def _option(section: str, field: dataclasses.Field[Any], kind: Any) -> Callable[
     if isinstance(kind, types.UnionType):
         kind = next(part for part in typing.get_args(kind) if part is not type(None))
     help_text = _help(field)
-    name, parameter = option_name(section, field.name), f"{section}{_SEPARATOR}{field.name}"
+    name = option_name(section, field.name)
+    parameter = _SEPARATOR.join((*section.split("."), field.name))
     if kind is bool:
         return click.option(name, parameter, is_flag=True, default=None, help=help_text)
     if typing.get_origin(kind) is tuple:
-        return click.option(name, parameter, multiple=True, help=f"{help_text}; may be repeated")
+        item = typing.get_args(kind)[0]
+        return click.option(name, parameter, type=item, multiple=True, help=f"{help_text}; may be repeated")
     return click.option(name, parameter, type=kind, default=None, help=help_text)
 
 

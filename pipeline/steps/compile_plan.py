@@ -53,7 +53,9 @@ def _files_beside(context: BuildContext) -> dict[str, Path]:
 
 def _run(context: BuildContext) -> Product:
     from pipeline.targets import get_target
+    from pipeline.targets.tensorrt.plugin_loading import plugin_files
     from pipeline.targets.tensorrt.table import picture
+    from pipeline.targets.tensorrt.timings import SUFFIX
 
     workspace, recipe = context.workspace, context.recipe
     target = get_target(recipe.target.name)
@@ -65,6 +67,14 @@ def _run(context: BuildContext) -> Product:
     context.progress.stand_aside()
     record = target.compile(workspace.path(lowered(recipe.target.name)), engine, recipe.target, spec)
     files = {target.descriptor.engine: engine}
+    timings = engine.with_suffix(SUFFIX)
+    if timings.is_file():
+        files[Path(target.descriptor.engine).with_suffix(SUFFIX).name] = timings
+    if recipe.target.plugin_library is not None and spec.kind == "decoder":
+        for name, path in plugin_files(recipe.target.plugin_library).items():
+            files[name] = workspace.staged(name)
+            shutil.copyfile(path, files[name])
+        spec = replace(spec, plugin=Path(recipe.target.plugin_library).name)
     for name, path in _files_beside(context).items():
         files[name] = workspace.staged(name)
         shutil.copyfile(path, files[name])
@@ -72,7 +82,9 @@ def _run(context: BuildContext) -> Product:
         files[name] = workspace.staged(name)
         files[name].write_text(text, encoding="utf-8")
     details = {
-        "builder": {name: record[name] for name in ("version", "compute_capabilities", "build_seconds")}
+        "builder": {
+            name: record[name] for name in ("version", "compute_capabilities", "build_seconds", "profiles")
+        }
     }
     return Product(files, parity=NOT_COMPARED, engine=spec, details=details)
 

@@ -58,7 +58,7 @@ def folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert refused.exit_code == 2, refused.output
     for words in (
         "the parser of TensorRT-RTX 1.7",
-        "with the profiles decode, prefill, mixed",
+        "with the profiles decode_1, decode_8, decode, prefill, mixed",
         "pip install tensorrt",
     ):
         assert words in refused.output
@@ -118,6 +118,7 @@ def test_inputs_go_where_the_plugin_says(folder: Path) -> None:
     [
         ({"precision": "bf16"}, "bfloat16", 0.99),
         ({"kv_dtype": "int8"}, "int8", 0.99),
+        ({"kv_dtype": "fp8"}, "fp8", 0.95),
         pytest.param({"precision": "int8", "kv_dtype": "int8"}, "int8", 0.8, marks=pytest.mark.wide),
     ],
 )
@@ -139,7 +140,7 @@ def test_pools_of_other_types(
     build(Recipe.from_dict(given), folder, stages=stages)
     graph = load_graph(folder / LOWERED).graph
     kinds = {value.dtype for value in graph.inputs if "_cache_" in (value.name or "")}
-    assert kinds == {ir.DataType[pools.upper()]}
+    assert kinds == {ir.DataType.FLOAT8E4M3FN if pools == "fp8" else ir.DataType[pools.upper()]}
     assert cosine(folder / LOWERED, pools, prompts()) > least
 
 
@@ -199,4 +200,4 @@ def test_pools_of_another_width_are_refused(tmp_path: Path) -> None:
     options = ("--precision", "bf16", "--kv-dtype", "float16", "--output", str(tmp_path / "out"))
     refused = CliRunner().invoke(main, ["build", "demo", "--target", "tensorrt", *options])
     assert refused.exit_code == 2
-    assert "keeps caches in bfloat16 or int8 with precision bf16" in refused.output
+    assert "keeps caches in bfloat16, int8, fp8 with precision bf16" in refused.output

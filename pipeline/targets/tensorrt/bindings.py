@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import importlib
+import importlib.metadata
 import importlib.util
 import shutil
 import tempfile
@@ -35,6 +36,15 @@ PACKAGES: Mapping[str, Package] = {
     ),
 }
 """By the target's name."""
+
+
+def installed(target: str) -> str:
+    """The version of the target's package that is installed, without loading it; empty where none is."""
+    name = PACKAGES[target].module.replace("_", "-")
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def load(target: str, plugins: bool = False) -> Any:

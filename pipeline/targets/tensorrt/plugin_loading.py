@@ -40,6 +40,24 @@ def kernels_to_ask() -> Path:
     return EmulatedBuild(operators=(PagedAttentionForm.operator,), cache=cache).library()
 
 
+def plugin_files(library: str) -> dict[str, Path]:
+    """The plugins in C++ and the kernels that they call, by the names that they have beside an engine.
+
+    Raises BadInput where one is missing.
+    """
+    from plugins.cuda.build import LIBRARY_NAME
+
+    path = Path(library)
+    files = {path.name: path, LIBRARY_NAME: path.with_name(LIBRARY_NAME)}
+    for file in files.values():
+        if not file.is_file():
+            raise BadInput(
+                f"target.plugin_library is {library!r}, and {file} is no file; `make plugins TENSORRT_INCLUDE=...` "
+                "builds the library, beside a link to its kernels, and prints its path"
+            )
+    return files
+
+
 def load_plugins(trt: Any, library: str | None, kernels: str | None) -> None:
     """Fills the registry of `trt` with the C++ plugins of the file `library`, or with the Python plugins over the CUDA
     kernels of the file `kernels`; with nothing when both are None.

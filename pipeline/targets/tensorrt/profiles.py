@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 USUAL_TEXT = 128
 """Tokens of a text that engines of encoders are tuned for."""
 
+DECODE_BATCHES = (1, 8)
+"""Sequences of decode steps that TensorRT tunes kernels for beside the most: its builder times them at one size of a
+profile, and products of one row, of few and of many run fastest on different kernels. TensorRT-RTX chooses kernels
+where the engine runs, for the shapes that come."""
+
 Shape = tuple[int, ...]
 Dims = Sequence[int | str]
 """Fixed sizes, and names of sizes known only at run time."""
@@ -57,10 +62,11 @@ def profiles_of(model: ir.Model, spec: EngineSpec, recipe: TargetRecipe) -> tupl
 
     inputs = {value.name or "": dims(value) or () for value in model.graph.inputs}
     if spec.kind == "decoder":
-        limits = spec.decoder_limits
+        limits, batches = spec.decoder_limits, recipe.builder.decode_batches
         if LINEAR_CACHE not in spec.features:
-            return paged_profiles(inputs, limits)
-        return linear_profiles(inputs, limits.max_batch, min(limits.token_budget, limits.max_length))
+            return paged_profiles(inputs, limits, batches or DECODE_BATCHES)
+        chunk = min(limits.token_budget, limits.max_length)
+        return linear_profiles(inputs, limits.max_batch, chunk, batches)
     if spec.kind == "encoder":
         texts = Sizes(1, recipe.max_batch, recipe.max_batch)
         length = Sizes(1, min(USUAL_TEXT, spec.max_length), spec.max_length)
@@ -82,25 +88,36 @@ def profiles_of(model: ir.Model, spec: EngineSpec, recipe: TargetRecipe) -> tupl
     return (profile("any", inputs, sizes),)
 
 
-def linear_profiles(inputs: Mapping[str, Dims], max_batch: int, token_budget: int) -> tuple[Profile, Profile]:
+def decode_names(batches: Sequence[int], most: int) -> dict[str, int]:
+    """Names of the profiles of decode steps, with the most sequences of each, the narrowest first: `decode` is the
+    last and holds every step, `decode_8` those of up to 8."""
+    return {**{f"decode_{batch}": batch for batch in sorted({*batches}) if batch < most}, "decode": most}
+
+
+def linear_profiles(
+    inputs: Mapping[str, Dims], max_batch: int, token_budget: int, batches: Sequence[int] = ()
+) -> tuple[Profile, ...]:
     """`decode` (one token of each of up to max_batch slots) and `prefill` (up to token_budget tokens of one slot).
 
     `inputs` are those of a graph under the linear contract, whose sizes are called batch, length and selected.
-    Both in one engine get attention kernels of their own.
+    Both in one engine get attention kernels of their own. batches: see `decode_names`.
     """
-    slots, one = Sizes(1, max_batch, max_batch), Sizes(1, 1, 1)
-    chunk = Sizes(1, token_budget, token_budget)
-    return (
-        profile("decode", inputs, {"batch": slots, "length": one, "selected": slots}),
-        profile("prefill", inputs, {"batch": one, "length": chunk, "selected": one}),
-    )
+    one, chunk = Sizes(1, 1, 1), Sizes(1, token_budget, token_budget)
+    decode = []
+    for name, most in decode_names(batches, max_batch).items():
+        slots = Sizes(1, most, most)
+        decode.append(profile(name, inputs, {"batch": slots, "length": one, "selected": slots}))
+    return (*decode, profile("prefill", inputs, {"batch": one, "length": chunk, "selected": one}))
 
 
-def paged_profiles(inputs: Mapping[str, Dims], limits: Limits) -> tuple[Profile, Profile, Profile]:
+def paged_profiles(
+    inputs: Mapping[str, Dims], limits: Limits, batches: Sequence[int] = ()
+) -> tuple[Profile, ...]:
     """`decode` (one token of each of up to max_batch sequences), `prefill` (up to token_budget tokens of one), and
     `mixed` (chunks and single tokens of up to max_batch sequences, token_budget in all).
 
-    `inputs` are those of a graph under the paged contract. Pools have up to num_blocks blocks, of one size.
+    `inputs` are those of a graph under the paged contract. Pools have up to num_blocks blocks, of one size. batches:
+    see `decode_names`.
     """
     most, width = limits.max_batch, -(-limits.max_length // limits.block_size)
     pools = {
@@ -121,8 +138,9 @@ def paged_profiles(inputs: Mapping[str, Dims], limits: Limits) -> tuple[Profile,
         }
 
     chunk = min(limits.token_budget, limits.max_length)
+    decode = decode_names(batches, most).items()
     return (
-        profile("decode", inputs, sizes(most, most)),
+        *(profile(name, inputs, sizes(rows, rows)) for name, rows in decode),
         profile("prefill", inputs, sizes(1, chunk)),
         profile("mixed", inputs, sizes(most, max(most, limits.token_budget))),
     )

@@ -14,6 +14,7 @@ from pipeline.fuse.matching import dims
 from .builder import BuildOptions, Built
 from .layers import EngineLayers, LayerTensor, UnknownReport, parse_layers, report
 from .profiles import Profile
+from .settings import changed
 
 WATCHED = (
     *("Attention", "TensorScatter", "RotaryEmbedding", "RMSNormalization", "LayerNormalization"),
@@ -26,6 +27,7 @@ _DTYPES = {
     ir.DataType.FLOAT16: "Half",
     ir.DataType.BFLOAT16: "BFloat16",
     ir.DataType.INT8: "Int8",
+    ir.DataType.FLOAT8E4M3FN: "FP8",
     ir.DataType.UINT8: "UInt8",
     ir.DataType.INT32: "Int32",
     ir.DataType.INT64: "Int64",
@@ -39,12 +41,14 @@ def build_record(
 ) -> dict[str, Any]:
     """Plain JSON values about the engine that was built of the lowered graph `model`.
 
-    Raises SlipwayError when its inputs and outputs are not the graph's. A report of TensorRT in another form than that
-    of TensorRT-RTX, which is the one that was seen, leaves them and the layers unknown.
+    Raises SlipwayError when its inputs and outputs are not the graph's. They and the layers are unknown after less than
+    detailed verbosity, and after a report of TensorRT in another form than TensorRT-RTX's, the one that was seen.
     """
+    detailed = options.builder.profiling_verbosity == "detailed"
     try:
-        layers = parse_layers(built.layers)
-        check_ends(model, layers)
+        layers = parse_layers(built.layers) if detailed else EngineLayers((), {}, {})
+        if detailed:
+            check_ends(model, layers)
     except UnknownReport:
         if target == "tensorrt-rtx":
             raise
@@ -55,7 +59,9 @@ def build_record(
         "target": target,
         "version": built.version,
         "compute_capabilities": list(options.compute_capabilities),
-        "optimization_level": options.optimization_level,
+        "builder": changed(options.builder),
+        "gpu": None if built.gpu is None else dict(zip(("name", "capability"), built.gpu, strict=True)),
+        "tactics": built.tactics,
         "bytes": built.bytes,
         "build_seconds": built.seconds,
         "warnings": list(built.warnings),

@@ -52,6 +52,23 @@ def shapes_table(record: Mapping[str, Any]) -> Table:
     return table
 
 
+def options_table(record: Mapping[str, Any]) -> Table:
+    """Builder options that are not the defaults, the GPU that it was built beside, and a hash of the kernels chosen."""
+    gpu = record.get("gpu")
+    rows = {
+        "built beside": f"{gpu['name']}, compute capability {gpu['capability']}" if gpu else "no GPU",
+        **({"kernels chosen": record["tactics"]} if record.get("tactics") else {}),
+        **record.get("builder", {}),
+    }
+    table = Table("builder", "")
+    for name, value in rows.items():
+        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        table.add_row(Text(name.replace("_", " ")), Text(text))
+    for warning in record["warnings"]:
+        table.add_row(Text("warning"), Text(warning))
+    return table
+
+
 def picture(record: Mapping[str, Any]) -> str:
     """`made_table` as SVG."""
     console = Console(record=True, width=_WIDTH, file=io.StringIO(), force_terminal=True)

@@ -57,7 +57,9 @@ class TensorRtTarget:
     def check(self, recipe: Recipe) -> None:
         """Raises BadInput for numbers and GPUs that the target has not, a missing package, and rules on accuracy."""
         from .bindings import load
-        from .builder import capability
+        from .network import capability
+        from .plugin_loading import plugin_files
+        from .settings import check_builder
 
         name, quantize = self._descriptor.name, recipe.quantize
         if quantize.precision not in self._descriptor.precisions:
@@ -76,6 +78,9 @@ class TensorRtTarget:
                 f"the recipe has rules on accuracy (accept), which are measured on an engine that runs; target "
                 f"{name!r} is built only. Take the rules out, or build for target 'onnxruntime'"
             )
+        check_builder(name, recipe.target.builder)
+        if recipe.target.plugin_library is not None:
+            plugin_files(recipe.target.plugin_library)
         if name == RTX.name:
             trt = load(name)
             for text in recipe.target.compute_capabilities:
@@ -137,10 +142,12 @@ class TensorRtTarget:
                 f"takes it with the profiles {', '.join(profile.name for profile in profiles)}. What is left is the "
                 f"build itself: {problem}"
             )
+        library = recipe.plugin_library if plugins else None
         options = BuildOptions(
             recipe.compute_capabilities,
-            recipe.optimization_level,
-            kernels=str(kernels_to_run()) if plugins else None,
+            plugin_library=library,
+            kernels=str(kernels_to_run()) if plugins and library is None else None,
+            builder=recipe.builder,
         )
         built = build_engine(name, lowered, engine, profiles, options)
         return build_record(name, model, profiles, options, built)
