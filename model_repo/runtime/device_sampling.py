@@ -61,13 +61,13 @@ class DeviceSampler:
             kernels.workspace_bytes("sampling", self._tensors(rows, logprobs=True), {})
             for rows in range(1, max_rows + 1)
         )
-        self._memory = [device.allocate(self._results.end), device.allocate(max(self._workspace_bytes, 1))]
+        self._memory = device.allocate(self._results.end + self._workspace_bytes)
         self._calls: dict[tuple[int, bool], Enqueued] = {}
 
     @property
     def tokens(self) -> int:
         """Address of the tokens that were chosen last, int32 [max_rows]; -1 where none could be."""
-        return self._memory[0]
+        return self._memory
 
     @property
     def results_bytes(self) -> int:
@@ -95,8 +95,8 @@ class DeviceSampler:
         if call is None:
             call = self._calls[count, logprobs] = self._kernels.call(
                 "sampling",
-                self._tensors(count, logprobs, self._memory[0]),
-                workspace=self._memory[1],
+                self._tensors(count, logprobs, self._memory),
+                workspace=self._memory + self._results.end,
                 workspace_bytes=self._workspace_bytes,
             )
         call.enqueue(self._device.stream)
@@ -104,7 +104,7 @@ class DeviceSampler:
     def download(self, memory: npt.NDArray[np.uint8], count: int, logprobs: bool) -> None:
         """Queues the copy of the results of `count` rows into staging memory."""
         size = self._results.end if logprobs else 4 * count
-        self._device.download(memory[:size], self._memory[0])
+        self._device.download(memory[:size], self._memory)
 
     def results(self, memory: npt.NDArray[np.uint8], rows: Sequence[Row]) -> list[Sampled]:
         """What was downloaded, for each of `rows`."""
@@ -124,8 +124,7 @@ class DeviceSampler:
 
     def close(self) -> None:
         """Gives its memory back."""
-        for address in self._memory:
-            self._device.free(address)
+        self._device.free(self._memory)
 
     def _tensors(self, count: int, logprobs: bool, results: int = 0) -> dict[str, KernelTensor]:
         packed = parameters(count)

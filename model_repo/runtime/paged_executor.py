@@ -71,24 +71,24 @@ class PagedExecutor:
         self._sampler: DeviceSampler | None = None
         self._pools: PagedPools | None = None
         self._held: list[int] = []
-        free = device.memory.free
+        blocks = num_blocks or limits.num_blocks
+        free, begun_pools = device.memory.free, False
         try:
             self._inputs = self._allocate(input_bytes)
             self._logits = self._allocate(most * self._vocab * 4)
             if kernels is not None:
                 places = {"logits": self._logits, "parameters": self._inputs}
                 self._sampler = DeviceSampler(device, kernels, **places, max_rows=most, vocab=self._vocab)
-            self._pools = PagedPools(device, engine, spec, num_blocks or limits.num_blocks)
+            begun_pools = True
+            self._pools = PagedPools(device, engine, spec, blocks)
         except OutOfMemory as error:
+            missing = 0 if begun_pools else error.needed
+            fixed = free - device.memory.free + missing
             needs = MemoryNeeds(
-                free,
-                device.memory.total,
-                fixed=free - device.memory.free,
-                weights=weight_bytes,
-                workspace=engine.workspace_bytes,
+                free, device.memory.total, fixed, weights=weight_bytes, workspace=engine.workspace_bytes
             )
             self.close()
-            raise does_not_fit(spec, num_blocks or limits.num_blocks, needs) from error
+            raise does_not_fit(spec, blocks, needs) from error
         engine.set_address(LOGITS.name, self._logits)
         results = self._sampler.results_bytes if self._sampler is not None else 0
         self._sets = [Staging(device, input_bytes, results) for _ in range(IN_FLIGHT)]
