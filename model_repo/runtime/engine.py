@@ -10,10 +10,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .block_manager import BlockManager
 from .contract import EngineSpec
-from .engine_files import EngineFiles
 from .errors import BadInput
 from .executor import Executor, LaunchingExecutor
 from .intake import Intake
@@ -21,7 +21,6 @@ from .live_request import LiveRequest, Sink
 from .live_requests import LiveRequests
 from .logs import log_event
 from .metrics import Metrics
-from .onnxruntime_executor import OnnxRuntimeExecutor
 from .output import Completion, Output
 from .overlapped_steps import OverlappedSteps
 from .prompt_embeds import PromptEmbeds
@@ -32,7 +31,9 @@ from .sequence import Sequence as ScheduledSequence
 from .step_log import StepLog
 from .step_work import StepWork
 from .synchronous_steps import SynchronousSteps
-from .tokenizer import Tokenizer
+
+if TYPE_CHECKING:  # a loop over another executor needs neither tokenizers nor ONNX Runtime
+    from .tokenizer import Tokenizer
 
 DEFAULT_MAX_QUEUE = 128
 
@@ -105,6 +106,9 @@ class Engine:
         `threads` and `num_blocks` take the place of what was built in. Raises BadInput when a file is missing, has
         changed since it was built (unless `verify` is off), or is not a decoder.
         """
+        from .engine_files import EngineFiles
+        from .onnxruntime_executor import OnnxRuntimeExecutor
+
         files = EngineFiles.read(folder, verify)
         limits = files.spec.decoder_limits
         if num_blocks is not None:

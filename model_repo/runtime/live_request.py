@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,7 +13,9 @@ from .prompt_embeds import PromptEmbeds
 from .request import Request
 from .sampler import Row, Sampled
 from .sequence import Sequence
-from .tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from .tokenizer import Tokenizer
 
 Sink = Callable[[Output], None]
 """Takes a request's outputs as they come; called on the loop's thread, so it must not wait."""
