@@ -75,6 +75,31 @@ class Measurement:
 
 
 @dataclass(frozen=True)
+class EngineReport:
+    """An engine that served requests through the runtime: right, wrong, or not run; `words`: what was seen."""
+
+    engine: str
+    verdict: str
+    words: str = ""
+
+
+@dataclass(frozen=True)
+class LoopMeasurement:
+    """The engine loop with so many streams. tokens_per_second: generated ones, prompts included in the time.
+
+    step_microseconds: of a decode step of all streams by the clock; host_microseconds: of that, what the host did not
+    wait for the device. peer: transformers' tokens a second, or why there are none.
+    """
+
+    engine: str
+    streams: int
+    tokens_per_second: float
+    step_microseconds: float
+    host_microseconds: float | None
+    peer: float | str
+
+
+@dataclass(frozen=True)
 class Results:
     """A whole run. `dropped` lists what was left out and why; `verdict`: see the function of that name."""
 
@@ -91,6 +116,8 @@ class Results:
     dropped: tuple[str, ...]
     seconds: Mapping[str, float]
     verdict: str
+    engines: tuple[EngineReport, ...] = ()
+    loops: tuple[LoopMeasurement, ...] = ()
     schema: int = SCHEMA
 
     @property
@@ -129,6 +156,8 @@ def read(path: Path) -> Results:
                 "sanitizer": tuple(SanitizerReport(**entry) for entry in data["sanitizer"]),
                 "measurements": tuple(map(Measurement.from_record, data["measurements"])),
                 "dropped": tuple(data["dropped"]),
+                "engines": tuple(EngineReport(**entry) for entry in data["engines"]),
+                "loops": tuple(LoopMeasurement(**entry) for entry in data["loops"]),
             }
         )
     except (ValueError, KeyError, TypeError) as error:
@@ -141,9 +170,16 @@ def read_all(folder: Path = FOLDER) -> list[Results]:
 
 
 def verdict(
-    checks: Iterable[Mapping[str, Any]], sanitizer: Sequence[SanitizerReport], *, complete: bool
+    checks: Iterable[Mapping[str, Any]],
+    sanitizer: Sequence[SanitizerReport],
+    engines: Sequence[EngineReport] = (),
+    *,
+    complete: bool,
 ) -> str:
-    """wrong when a case has a problem or a sanitizer found an error; else right if all operators ran, or incomplete."""
+    """wrong when a case has a problem, a sanitizer found an error or an engine is wrong; else right if all operators
+    ran, or incomplete."""
     if any(check["problems"] for check in checks) or any(report.verdict == "errors" for report in sanitizer):
+        return "wrong"
+    if any(report.verdict == "wrong" for report in engines):
         return "wrong"
     return "right" if complete else "incomplete"
