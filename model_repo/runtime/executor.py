@@ -66,7 +66,7 @@ class LaunchingExecutor(Protocol):
         """Queues one step, whose logits are sampled by `rows` (none in a step of unfinished prompts).
 
         carried: int32 [tokens], or None for -1 throughout. Where it is not -1, the token is not known yet: it is the
-        one that the launch before this one samples from that row of its logits, and `step.input_ids` holds 0. Where that
-        row gave NO_TOKEN or an end token, or its step failed, whatever this step gives for the sequence is dropped; it
-        must not harm the others.
+        one that the launch before this one samples from that row of its logits, and `step.input_ids` holds 0. Where
+        that row gave NO_TOKEN or an end token, or its step failed, whatever this step gives for the sequence is
+        dropped; it must not harm the others.
         """

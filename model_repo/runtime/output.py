@@ -17,8 +17,7 @@ class TokenLogprob(NamedTuple):
     top: tuple[tuple[int, float], ...]  # (token id, log-probability), likeliest first
 
 
-@dataclass(frozen=True)
-class Output:
+class Output(NamedTuple):
     """News of one request. `text` and `token_ids` are what came since the last one; counts are totals so far.
 
     Text lags behind tokens while a character or a possible stop string is incomplete. `finish_reason` is set

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence as Seq
-from operator import attrgetter
+from operator import itemgetter
 
 from .block_manager import BlockManager
 from .contract import Limits
@@ -27,9 +27,6 @@ MIN_CHUNK = 2
 
 MAX_IN_FLIGHT = 2
 """Plans that are neither committed nor abandoned: one that runs, and one that waits for it on the device."""
-
-
-_pending = attrgetter("num_pending_tokens")
 
 
 class Scheduler:
@@ -68,14 +65,12 @@ class Scheduler:
             raise RuntimeError(f"{MAX_IN_FLIGHT} plans are in flight; commit or abandon the first of them")
         budget = self.limits.token_budget
         chosen: dict[Sequence, int] = {}
-        ready = (
-            [sequence for sequence in self.running if sequence.is_ready] if self.in_flight else self.running
-        )
+        pending = {sequence: sequence.num_pending_tokens for sequence in self.running if sequence.is_ready}
         # Fewest pending tokens first: a long prompt takes what the others leave, and never stops them.
-        for sequence in sorted(ready, key=_pending):
+        for sequence, num_pending_tokens in sorted(pending.items(), key=itemgetter(1)):
             if not sequence.block_ids:
                 continue  # preempted for one before it
-            count = self._chunk(sequence, budget)
+            count = _chunk(num_pending_tokens, budget)
             if count and self._make_room(sequence, count, chosen):
                 chosen[sequence] = count
                 budget -= count
@@ -147,25 +142,14 @@ class Scheduler:
         alive = [*self.running, *self.waiting]
         return [sequence for sequence in alive if sequence.deadline is not None and sequence.deadline <= now]
 
-    def _chunk(self, sequence: Sequence, budget: int) -> int:
-        """Tokens of `sequence` that this step computes.
-
-        A prompt is never cut so that a chunk is a single token: one row takes attention's decode kernel, which
-        rounds otherwise. Which kernel computes a row then depends on the sequence alone, and so do its bits.
-        """
-        pending = sequence.num_pending_tokens
-        if pending <= budget:
-            return pending
-        count = min(budget, pending - MIN_CHUNK)
-        return count if count >= MIN_CHUNK else 0
-
     def _make_room(self, sequence: Sequence, count: int, chosen: dict[Sequence, int]) -> bool:
         """Takes the blocks that `count` more tokens need. Where they run short, the youngest is preempted, in the end
         `sequence` itself; but nobody while a step is in flight.
         """
-        missing = self.blocks.blocks_for(sequence.num_computed_tokens + count) - len(sequence.block_ids)
-        if missing <= 0:
+        length, held = sequence.num_computed_tokens + count, len(sequence.block_ids)
+        if length <= held * self.blocks.block_size:
             return True
+        missing = self.blocks.blocks_for(length) - held
         while (taken := self.blocks.take(missing)) is None:
             if self.in_flight:
                 return False
@@ -202,7 +186,7 @@ class Scheduler:
             needed = self.blocks.blocks_for(sequence.num_tokens) - len(shared)
             self.blocks.share(shared)
             sequence.num_computed_tokens = len(shared) * self.blocks.block_size
-            count = self._chunk(sequence, budget)
+            count = _chunk(sequence.num_pending_tokens, budget)
             if not count or needed > self.blocks.num_free:
                 self.blocks.release(shared)
                 sequence.num_computed_tokens = 0
@@ -289,3 +273,15 @@ class Scheduler:
             content = sequence.content(index * size, (index + 1) * size)
             self.blocks.register(sequence.block_ids[index], before, content)
             sequence.num_registered_blocks = index + 1
+
+
+def _chunk(num_pending_tokens: int, budget: int) -> int:
+    """Tokens of a sequence that a step with room for `budget` computes.
+
+    A prompt is never cut so that a chunk is a single token: one row takes attention's decode kernel, which
+    rounds otherwise. Which kernel computes a row then depends on the sequence alone, and so do its bits.
+    """
+    if num_pending_tokens <= budget:
+        return num_pending_tokens
+    count = min(budget, num_pending_tokens - MIN_CHUNK)
+    return count if count >= MIN_CHUNK else 0
