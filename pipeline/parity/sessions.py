@@ -27,18 +27,30 @@ def graph_session(graph: Path, scratch: Path) -> Iterator[ort.InferenceSession]:
     Plugins of TensorRT are run by the operators that they stand for.
     `scratch` is a path in the graph's folder, for a copy of the graph without its weights; it is removed.
     """
-    model = load_graph(graph)
-    pools = operators_for_plugins(model)
-    drop_pool_outputs(model)
-    _read_weights_as_stored(model)
-    _make_computable(model)
-    for value, kept in pools.items():
-        value.type = kept  # the operator rounds what it writes there
+    model = computable_graph(graph)
     try:
         save_graph(model, scratch)
         yield _session(scratch, ort.GraphOptimizationLevel.ORT_ENABLE_BASIC)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def computable_graph(graph: Path) -> ir.Model:
+    """A lowered graph as ONNX Runtime's CPU computes it: plugins by the operators that they stand for, pools no outputs,
+    and in float32, rounded, what it computes nothing of: bfloat16, and codes beside float16."""
+    model = load_graph(graph)
+    pools = operators_for_plugins(model)
+    drop_pool_outputs(model)
+    _read_weights_as_stored(model)
+    operators = {node.op_type for node in model.graph}
+    dtypes = {value.dtype for node in model.graph for value in node.outputs}
+    if ir.DataType.BFLOAT16 in dtypes:
+        widen(model, "bf16")
+    elif ir.DataType.FLOAT16 in dtypes and "DequantizeLinear" in operators:
+        widen(model, "fp16")
+    for value, kept in pools.items():
+        value.type = kept  # the operator rounds what it writes there
+    return model
 
 
 def engine_session(graph: Path) -> ort.InferenceSession:
@@ -57,16 +69,6 @@ def has_convolutions(model: ir.Model) -> bool:
 def uses_plugin(model: ir.Model) -> bool:
     """Whether the graph holds an operator of domain `slipway`, and so needs the plugin library."""
     return any(node.domain == DOMAIN for node in model.graph.all_nodes())
-
-
-def _make_computable(model: ir.Model) -> None:
-    """Computes in float32, rounded, what ONNX Runtime's CPU computes nothing of: bfloat16, and codes beside float16."""
-    operators = {node.op_type for node in model.graph}
-    dtypes = {value.dtype for node in model.graph for value in node.outputs}
-    if ir.DataType.BFLOAT16 in dtypes:
-        widen(model, "bf16")
-    elif ir.DataType.FLOAT16 in dtypes and "DequantizeLinear" in operators:
-        widen(model, "fp16")
 
 
 def _read_weights_as_stored(model: ir.Model) -> None:
