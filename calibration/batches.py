@@ -136,7 +136,8 @@ def zeroed_pools(kv: Sequence[KVSpec], num_blocks: int, block_size: int) -> Feed
     pools: Feeds = {}
     for layer, spec in enumerate(kv):
         for name, dim in ((key_cache(layer), spec.key_dim), (value_cache(layer), spec.value_dim)):
-            pools[name] = np.zeros((num_blocks, block_size, spec.kv_heads, dim), np.dtype(spec.dtype))
+            dtype = np.dtype("float8_e4m3fn" if spec.dtype == "fp8" else spec.dtype)
+            pools[name] = np.zeros((num_blocks, block_size, spec.kv_heads, dim), dtype)
     return pools
 
 

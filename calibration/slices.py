@@ -16,6 +16,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from model_repo.runtime.errors import BadInput
+from model_repo.runtime.onnxruntime_executor import NUMBERED, pool_value
 from plugins.cpu.build import registered
 from plugins.schemas import DOMAIN
 
@@ -60,7 +61,7 @@ class Slice:
             if self._session is None:
                 self._session = self._open(given)
             # Without a copy, so that an operator can write to a pool in place.
-            feeds = {_carried(value): _contiguous(given[value]) for value in self.inputs}
+            feeds = {_carried(value): _fed(_contiguous(given[value])) for value in self.inputs}
             feeds |= {value.name or "": _contiguous(_tensor(value).numpy()) for value in self._fed}
             results: list[Array] = self._session.run(None, feeds)
         except BadInput:
@@ -174,6 +175,12 @@ def _whole(tensor: ir.TensorProtocol, name: str) -> onnx.TensorProto:
     """The tensor with its data in the message, whereever its data lies."""
     data = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name)
     return ir.serde.serialize_tensor(data)
+
+
+def _fed(array: Array) -> Any:
+    """The array itself, or an OrtValue on its memory where ONNX Runtime knows the type by number only."""
+    name = array.dtype.name
+    return pool_value(array, name) if name in NUMBERED else array
 
 
 def _contiguous(array: Array) -> Array:

@@ -25,7 +25,7 @@ MAX_LENGTH_CAP = 4096
 """Tokens: without `export.max_length`, the most that is taken of a model's own limit; caches grow with it."""
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-weights", "fp8", "int4", "w4a8", "mixed")
-KV_DTYPES = ("float32", "float16", "bfloat16", "int8")
+KV_DTYPES = ("float32", "float16", "bfloat16", "int8", "fp8")
 ALGORITHMS = ("rtn", "hqq", "gptq", "awq", "awq-gptq", "smoothquant", "adaround", "checkpoint")
 BLOCKS = (32, 64, 128)
 TARGETS = ("onnxruntime", "tensorrt-rtx", "tensorrt")

@@ -40,8 +40,12 @@ PAGED_ATTENTION = OperatorSchema(
         Parameter("head_sink", "T", "[num_heads]", "one more logit in each head's softmax", optional=True),
         Parameter("q_norm_weight", "T", "[head_dim]", "reserved", optional=True),
         Parameter("k_norm_weight", "T", "[head_dim]", "reserved", optional=True),
-        Parameter("k_scale", "Scale", "[kv_num_heads]", "int8 pools: key = code * scale", optional=True),
-        Parameter("v_scale", "Scale", "[kv_num_heads]", "int8 pools: value = code * scale", optional=True),
+        Parameter(
+            "k_scale", "Scale", "[kv_num_heads]", "pools of int8 or E4M3: key = code * scale", optional=True
+        ),
+        Parameter(
+            "v_scale", "Scale", "[kv_num_heads]", "pools of int8 or E4M3: value = code * scale", optional=True
+        ),
         Parameter("attention_metadata", "Int", "", "work list of the step; ignored", optional=True),
         Parameter("position_ids", "Int", "[tokens]", "row of cos_cache and sin_cache", optional=True),
         Parameter(

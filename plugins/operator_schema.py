@@ -8,7 +8,13 @@ from typing import Literal
 
 TYPE_CONSTRAINTS: Mapping[str, tuple[str, ...]] = {
     "T": ("tensor(float)", "tensor(float16)", "tensor(bfloat16)"),
-    "TCache": ("tensor(float)", "tensor(float16)", "tensor(bfloat16)", "tensor(int8)"),
+    "TCache": (
+        "tensor(float)",
+        "tensor(float16)",
+        "tensor(bfloat16)",
+        "tensor(int8)",
+        "tensor(float8e4m3fn)",
+    ),
     "Scale": ("tensor(float)",),
     "Int": ("tensor(int32)",),
     "Bool": ("tensor(bool)",),

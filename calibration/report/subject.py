@@ -13,6 +13,7 @@ import onnxruntime as ort
 
 from calibration.batches import BLOCK_SIZE, packed_step, zeroed_pools
 from model_repo.runtime.contract import LOGITS, KVSpec, StepTensors
+from model_repo.runtime.onnxruntime_executor import pool_values
 
 Array = npt.NDArray[Any]
 
@@ -38,7 +39,7 @@ class Subject:
         """Over all runs so far; 0 before the first one."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
-    def run(self, feeds: Mapping[str, Array], tokens: int) -> dict[str, Array]:
+    def run(self, feeds: Mapping[str, Array | ort.OrtValue], tokens: int) -> dict[str, Array]:
         """Outputs by name; inputs that the graph does not take are left out. `tokens` of work are counted."""
         given = {name: array for name, array in feeds.items() if name in self._inputs}
         names = [value.name for value in self.session.get_outputs()]
@@ -48,13 +49,13 @@ class Subject:
         self.tokens += tokens
         return dict(zip(names, results, strict=True))
 
-    def pools(self, num_blocks: int) -> dict[str, Array]:
+    def pools(self, num_blocks: int) -> dict[str, ort.OrtValue]:
         """New pools for so many blocks."""
-        return zeroed_pools(self.kv, num_blocks, BLOCK_SIZE)
+        return pool_values(self.kv, zeroed_pools(self.kv, num_blocks, BLOCK_SIZE))
 
-    def logits(self, step: StepTensors, pools: Mapping[str, Array]) -> npt.NDArray[np.float32]:
+    def logits(self, step: StepTensors, pools: Mapping[str, ort.OrtValue]) -> npt.NDArray[np.float32]:
         """Logits of a step, [selected, vocab]; its keys and values go to `pools`."""
-        feeds: dict[str, Array] = {**asdict(step), **pools}
+        feeds: dict[str, Array | ort.OrtValue] = {**asdict(step), **pools}
         found: npt.NDArray[np.float32] = self.run(feeds, len(step.input_ids))[LOGITS.name]
         return found
 

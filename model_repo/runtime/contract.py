@@ -88,8 +88,8 @@ class KVSpec:
         return self.kv_heads * (self.key_dim + self.value_dim) * KV_DTYPE_BYTES[self.dtype]
 
 
-KV_DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
-"""Pool dtypes that engines have today, with the bytes of one element."""
+KV_DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "fp8": 1}
+"""Pool dtypes that engines have today, with the bytes of one element; fp8 is ONNX's float8e4m3fn."""
 
 
 def has_cross_attention(kv: Sequence[KVSpec]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from .contract import (
     CrossStepTensors,
     EmbedStepTensors,
     EngineSpec,
+    KVSpec,
     StepTensors,
     key_cache,
     value_cache,
@@ -40,7 +41,16 @@ SLOWER = ["SkipLayerNormFusion", "BiasGeluFusion"]
 """Fusions of ONNX Runtime 1.31 left out: on a CPU their kernels are scalar loops. MiniLM takes 10% less time
 with the nodes that they would replace."""
 
-POOL_DTYPES: dict[str, Any] = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
+POOL_DTYPES: dict[str, Any] = {
+    "float32": np.float32,
+    "float16": np.float16,
+    "int8": np.int8,
+    "fp8": np.uint8,
+}
+"""Elements of a pool's memory; numpy has no float8, whose zero is the byte 0."""
+
+NUMBERED = {"bfloat16": 16, "fp8": 17, "float8_e4m3fn": 17}
+"""Types that ONNX Runtime takes by their number in the standard only (onnx.TensorProto.DataType)."""
 
 
 @dataclass
@@ -115,7 +125,7 @@ class OnnxRuntimeExecutor:
                 blocks = spec.decoder_limits.num_cross_blocks if kv.group == CROSS else num_blocks
                 pool = np.zeros((blocks, block_size, kv.kv_heads, size), POOL_DTYPES[kv.dtype])
                 self._pool_arrays[name] = pool
-                self._pools[name] = ort.OrtValue.ortvalue_from_numpy(pool)
+                self._pools[name] = pool_value(pool, kv.dtype)
         self._graph_inputs = {value.name for value in self._session.get_inputs()}
         if large:
             collapse()
@@ -201,6 +211,21 @@ class OnnxRuntimeExecutor:
         if len(self._bindings) > MAX_BINDINGS:
             self._bindings.popitem(last=False)
         return binding
+
+
+def pool_value(pool: npt.NDArray[Any], dtype: str) -> Any:
+    """An OrtValue on a pool's own memory. dtype: of KV_DTYPE_BYTES, or numpy's name of it; bytes may stand for it."""
+    number = NUMBERED.get(dtype)
+    if number is None:
+        return ort.OrtValue.ortvalue_from_numpy(pool)
+    raw = pool.view(np.uint8 if pool.itemsize == 1 else np.uint16)
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(raw, number)
+
+
+def pool_values(kv: Sequence[KVSpec], pools: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]:
+    """`pool_value` of all pools, by input name."""
+    types = {name(layer): spec.dtype for layer, spec in enumerate(kv) for name in (key_cache, value_cache)}
+    return {name: pool_value(pool, types[name]) for name, pool in pools.items()}
 
 
 def _write_rows(pool: npt.NDArray[Any], block_ids: Sequence[int], rows: npt.NDArray[Any]) -> None:

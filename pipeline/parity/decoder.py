@@ -18,6 +18,7 @@ from model_repo.runtime.contract import (
     key_cache,
     value_cache,
 )
+from model_repo.runtime.onnxruntime_executor import pool_values
 from model_repo.runtime.prompt_embeds import PromptEmbeds
 
 from .cross import Source, SourceBlocks
@@ -31,10 +32,6 @@ CHUNK = 24
 
 DECODED = 4
 """Last tokens of each prompt, which come one a step."""
-
-
-_BFLOAT16 = 16
-"""Of onnx.TensorProto.DataType."""
 
 
 class Part(NamedTuple):
@@ -65,7 +62,7 @@ def run_decoder(
     zeroed = zeroed_pools(kv, int(tables.max()) + 1, blocks.num_blocks if blocks else 0)
     if blocks is not None:
         blocks.write(kv, zeroed)
-    pools = {name: _bound(pool) for name, pool in zeroed.items()}
+    pools = pool_values(kv, zeroed)
     results: list[list[npt.NDArray[np.float32]]] = [[] for _ in prompts]
     for parts in schedule([len(prompt) for prompt in prompts]):
         step = step_tensors(parts, prompts, tables)
@@ -83,13 +80,6 @@ def run_decoder(
         for part, rows in zip(parts, np.split(logits, step.cu_seqlens[1:-1]), strict=True):
             results[part.sequence].append(rows)
     return [np.concatenate(rows) for rows in results]
-
-
-def _bound(pool: npt.NDArray[np.generic]) -> ort.OrtValue:
-    """Memory of ONNX Runtime's, which takes bfloat16 by its number in the standard only."""
-    if pool.dtype != "bfloat16":
-        return ort.OrtValue.ortvalue_from_numpy(pool)
-    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(pool.view(np.uint16), _BFLOAT16)
 
 
 def schedule(lengths: Sequence[int]) -> Iterator[list[Part]]:
@@ -151,5 +141,6 @@ def zeroed_pools(
     for layer, spec in enumerate(kv):
         blocks = num_cross_blocks if spec.group == CROSS else num_blocks
         for name, dim in ((key_cache(layer), spec.key_dim), (value_cache(layer), spec.value_dim)):
-            pools[name] = np.zeros((blocks, BLOCK_SIZE, spec.kv_heads, dim), np.dtype(spec.dtype))
+            dtype = np.dtype("float8_e4m3fn" if spec.dtype == "fp8" else spec.dtype)
+            pools[name] = np.zeros((blocks, BLOCK_SIZE, spec.kv_heads, dim), dtype)
     return pools

@@ -33,7 +33,7 @@ DESCRIPTOR = TargetDescriptor(
     cache="paged",
     buckets=BucketRule(min_tokens=1, token_multiple=1),
     precisions=("fp32", "int8", "int8-weights", "fp8", "int4", "w4a8", "mixed"),
-    kv_dtypes=("float32", "int8"),
+    kv_dtypes=("float32", "int8", "fp8"),
 )
 _IR_VERSION = 13
 """The newest that ONNX Runtime 1.31 reads; onnx 1.23 writes 14, whose additions no operator of ours needs."""

@@ -26,6 +26,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "w4a8": {"precision": "w4a8"},
     "fp8": {"precision": "fp8"},
     "kv int8": {"kv_dtype": "int8"},
+    "kv fp8": {"kv_dtype": "fp8"},
 }
 
 
@@ -39,7 +40,7 @@ def test_neighbours_change_no_bit(
     recipe = read_yaml(folder / "recipe.yaml") | {"quantize": FIELDS[scheme]}
     # Random weights: the parity figures say nothing here.
     recipe["parity"]["quantize"] = {"min_cosine": -1.0, "min_top1": 0.0, "max_relative": 1e9}
-    static = scheme in ("fp8", "kv int8")
+    static = scheme in ("fp8", "kv int8", "kv fp8")
     if static:
         tokens = np.random.default_rng(2).integers(0, 1003, (8, 64)).tolist()
         data = tmp_path / "tokens.jsonl"

@@ -106,6 +106,7 @@ def test_what_is_not_allowed_is_refused_by_name(data: dict[str, Any], words: str
         ("tensorrt", {"precision": "bf16"}, ("bf16", "bfloat16", False)),
         ("onnxruntime", {"precision": "int8"}, ("int8", "float32", True)),
         ("onnxruntime", {"kv_dtype": "int8"}, ("fp32", "int8", True)),
+        ("tensorrt", {"kv_dtype": "fp8"}, ("fp16", "fp8", True)),
     ],
 )
 def test_numbers_that_are_not_given_are_the_targets(

@@ -30,6 +30,7 @@ POOL_TYPES = {
     "float16": (TensorProto.FLOAT16, torch.float16),
     "bfloat16": (TensorProto.BFLOAT16, torch.bfloat16),
     "int8": (TensorProto.INT8, torch.int8),
+    "float8e4m3fn": (TensorProto.FLOAT8E4M3FN, torch.float8_e4m3fn),
 }
 ONNX_TYPES = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32}
 
@@ -201,7 +202,9 @@ class GuardedPool:
     @property
     def array(self) -> Array:
         inside = self.memory[self.GUARD : -self.GUARD]
-        numpy_type = {torch.float32: np.float32, torch.int8: np.int8}.get(self.tensor.dtype, np.uint16)
+        numpy_type = {torch.float32: np.float32, torch.int8: np.int8, torch.float8_e4m3fn: np.uint8}.get(
+            self.tensor.dtype, np.uint16
+        )
         return inside.view(numpy_type).reshape(self.tensor.shape)
 
     def check_guards(self) -> None:

@@ -250,6 +250,10 @@ def test_a_build_that_ends_early_leaves_what_was_there(
         ),
         (("--precision", "fp32"), "precision is 'fp32'; target 'tensorrt-rtx' takes fp16, bf16, int8"),
         (("--precision", "bf16", "--kv-dtype", "float16"), "keeps caches in bfloat16 with precision bf16"),
+        (
+            ("--kv-dtype", "fp8"),
+            "caches in float16 .* takes no quantized cache. Target 'tensorrt' has a plugin",
+        ),
     ],
 )
 def test_what_the_target_lacks_is_refused_before_anything_is_built(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model_repo.runtime.errors import BadInput
-from pipeline.recipe import FLOATS, Recipe, TargetRecipe
+from pipeline.recipe import FLOATS, QuantizeRecipe, Recipe, TargetRecipe
 from pipeline.targets.base import AS_IT_IS, BucketRule, Kind, Lowering, Problem, TargetDescriptor
 
 if TYPE_CHECKING:
@@ -36,11 +36,26 @@ TENSORRT = replace(
     RTX,
     name="tensorrt",
     cache="paged",
-    kv_dtypes=("float16", "bfloat16", "int8"),
+    kv_dtypes=("float16", "bfloat16", "int8", "fp8"),
     engine="engine.plan",
 )
 _IR_VERSION = 13
 """The newest that the CPU runs, which compares the lowered graph with the one before."""
+
+
+def _check_pools(target: TargetDescriptor, quantize: QuantizeRecipe) -> None:
+    """Raises BadInput for pools of codes where caches are not paged, and for 16-bit pools of the other type."""
+    codes = [dtype for dtype in target.kv_dtypes if dtype not in FLOATS.values()]
+    pools = [FLOATS.get(quantize.precision, "float16"), *codes]
+    if quantize.kv_dtype in pools:
+        return
+    message = (
+        f"quantize.kv_dtype is {quantize.kv_dtype!r}; target {target.name!r} keeps caches in {', '.join(pools)} with "
+        f"precision {quantize.precision}"
+    )
+    if quantize.kv_dtype not in FLOATS.values():
+        message += ": its native attention takes no quantized cache. Target 'tensorrt' has a plugin that does"
+    raise BadInput(message)
 
 
 class TensorRtTarget:
@@ -67,12 +82,7 @@ class TensorRtTarget:
                 f"quantize.precision is {quantize.precision!r}; target {name!r} takes "
                 f"{', '.join(self._descriptor.precisions)}"
             )
-        pools = [FLOATS.get(quantize.precision, "float16"), *({"int8"} & {*self._descriptor.kv_dtypes})]
-        if quantize.kv_dtype not in pools:
-            raise BadInput(
-                f"quantize.kv_dtype is {quantize.kv_dtype!r}; target {name!r} keeps caches in {' or '.join(pools)} "
-                f"with precision {quantize.precision}"
-            )
+        _check_pools(self._descriptor, quantize)
         if recipe.accept.limits:
             raise BadInput(
                 f"the recipe has rules on accuracy (accept), which are measured on an engine that runs; target "

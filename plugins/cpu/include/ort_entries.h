@@ -33,6 +33,7 @@ enum ElementType : int {
   kBool = 9,
   kFloat16 = 10,
   kBFloat16 = 16,
+  kFloat8E4m3 = 17,
 };
 
 enum Characteristic : int { kRequired = 0, kOptional = 1 };

@@ -19,8 +19,13 @@ struct BFloat16 {
 struct Int8 {
   int8_t code;
 };
+struct E4m3 {
+  uint8_t code;  // sign, 4 bits of exponent (bias 7), 3 of mantissa; no infinity, 0x7F and 0xFF are NaN
+};
 
-enum class CacheType { kFloat32, kFloat16, kBFloat16, kInt8 };
+enum class CacheType { kFloat32, kFloat16, kBFloat16, kInt8, kE4m3 };
+
+inline bool holds_codes(CacheType type) { return type == CacheType::kInt8 || type == CacheType::kE4m3; }
 
 // One call. Sizes are elements. Shapes as in plugins/schemas.py; all arrays are dense and row-major, except
 // that a row of query, key and value may be a part of a wider row (packed QKV): hence the strides.
@@ -58,7 +63,7 @@ struct PagedAttention {
   const int32_t* positions = nullptr;           // [tokens], with rotary
   const float* cos = nullptr;                   // [max_positions, rotary_half]
   const float* sin = nullptr;                   // [max_positions, rotary_half]
-  const float* key_scales = nullptr;            // [kv_heads], int8 pools only: key = code * scale
+  const float* key_scales = nullptr;            // [kv_heads], pools of codes only: key = code * scale
   const float* value_scales = nullptr;          // [kv_heads]
   const float* sinks = nullptr;                 // [num_heads] or null
   const float* alibi_slopes = nullptr;          // [num_heads] or null

@@ -23,6 +23,7 @@ struct KernelsOf {
         case CacheType::kFloat16: prepare_token<S, Half>(call, token, key); break;
         case CacheType::kBFloat16: prepare_token<S, BFloat16>(call, token, key); break;
         case CacheType::kInt8: prepare_token<S, Int8>(call, token, key); break;
+        case CacheType::kE4m3: prepare_token<S, E4m3>(call, token, key); break;
       }
     }
   }
@@ -38,6 +39,7 @@ struct KernelsOf {
       case CacheType::kFloat16: return attend_typed<Half>(call, item);
       case CacheType::kBFloat16: return attend_typed<BFloat16>(call, item);
       case CacheType::kInt8: return attend_typed<Int8>(call, item);
+      case CacheType::kE4m3: return attend_typed<E4m3>(call, item);
       default: return attend_typed<float>(call, item);
     }
   }

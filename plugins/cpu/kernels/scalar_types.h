@@ -38,6 +38,15 @@ inline float to_float(Half x) {
 
 inline float to_float(Int8 x) { return float(x.code); }
 
+// The bits of a half that is 2^-8 times the number: E4M3's exponent has a bias of 7, a half's of 15. Codes of NaN give
+// 0x3F80, which no other does.
+inline uint16_t half_bits(E4m3 x) { return uint16_t(((x.code & 0x80) << 8) | ((x.code & 0x7F) << 7)); }
+
+inline float to_float(E4m3 x) {
+  if ((x.code & 0x7F) == 0x7F) return float_of(0x7FC00000u | uint32_t(x.code & 0x80) << 24);
+  return to_float(Half{half_bits(x)}) * 256.0f;
+}
+
 inline void from_float(float x, float* out) { *out = x; }
 
 // -127 to 127. Adding and taking away 1.5 * 2^23 leaves no bit behind the point. NaN becomes -127.
@@ -45,6 +54,25 @@ inline void from_float(float x, Int8* out) {
   const float bounded = x > -127.0f ? (x < 127.0f ? x : 127.0f) : -127.0f;
   volatile const float shifted = bounded + 12582912.0f;
   out->code = int8_t(int(shifted - 12582912.0f));
+}
+
+// Up to 448, as TensorRT's rounding to FP8; what is larger, infinity too, becomes 448. NaN stays NaN.
+inline void from_float(float x, E4m3* out) {
+  const uint32_t bits = bits_of(x);
+  const uint8_t sign = uint8_t(bits >> 24 & 0x80);
+  const uint32_t magnitude = bits & 0x7FFFFFFFu;
+  uint32_t code;
+  if (magnitude > 0x7F800000u) {
+    code = 0x7F;
+  } else if (magnitude >= 0x43E00000u) {
+    code = 0x7E;                          // 448
+  } else if (magnitude >= 0x3C800000u) {  // a normal code: 2^-6 and more
+    code = (magnitude + 0x7FFFFu + ((magnitude >> 20) & 1) - 0x3C000000u) >> 20;
+  } else {
+    // Subnormal: adding 2^14 aligns the last kept bit, 2^-9, with the last bit of the sum, which rounds it.
+    code = bits_of(float_of(magnitude) + 16384.0f) - bits_of(16384.0f);
+  }
+  out->code = uint8_t(code | sign);
 }
 
 inline void from_float(float x, BFloat16* out) {

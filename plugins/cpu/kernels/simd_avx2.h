@@ -59,6 +59,15 @@ struct Avx2 {
   static V load(const Int8* p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
   }
+  // Through the halves that are 2^-8 times the numbers (scalar_types.h); NaN's bits are completed to a half's NaN.
+  static V load(const E4m3* p) {
+    const __m128i codes = _mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+    const __m128i halves = _mm_and_si128(_mm_slli_epi16(codes, 7), _mm_set1_epi16(int16_t(0xBF80)));
+    const __m128i nan = _mm_set1_epi16(0x3F80);
+    const __m128i is_nan = _mm_cmpeq_epi16(_mm_and_si128(halves, nan), nan);
+    const __m128i all = _mm_or_si128(halves, _mm_and_si128(is_nan, _mm_set1_epi16(0x7E00)));
+    return _mm256_mul_ps(_mm256_cvtph_ps(all), set1(256.0f));
+  }
   static void store(float* p, V a) { _mm256_storeu_ps(p, a); }
 
   static inline __attribute__((always_inline)) void transpose(V* a) {

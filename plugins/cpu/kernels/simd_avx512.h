@@ -51,6 +51,15 @@ struct Avx512 {
   static V load(const Int8* p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
   }
+  // Through the halves that are 2^-8 times the numbers (scalar_types.h); NaN's bits are completed to a half's NaN.
+  static V load(const E4m3* p) {
+    const __m256i codes = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    const __m256i halves = _mm256_and_si256(_mm256_slli_epi16(codes, 7), _mm256_set1_epi16(int16_t(0xBF80)));
+    const __m256i nan = _mm256_set1_epi16(0x3F80);
+    const __m256i is_nan = _mm256_cmpeq_epi16(_mm256_and_si256(halves, nan), nan);
+    const __m256i all = _mm256_or_si256(halves, _mm256_and_si256(is_nan, _mm256_set1_epi16(0x7E00)));
+    return _mm512_mul_ps(_mm512_cvtph_ps(all), set1(256.0f));
+  }
   static void store(float* p, V a) { _mm512_storeu_ps(p, a); }
 
   // In place: a[i][j] <-> a[j][i].

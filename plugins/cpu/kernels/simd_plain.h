@@ -66,6 +66,7 @@ struct Plain {
     return V{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])};
   }
   static V load(const Int8* p) { return V{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])}; }
+  static V load(const E4m3* p) { return V{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])}; }
   static void store(float* p, V a) { std::memcpy(p, &a, sizeof(a)); }
 
   static inline __attribute__((always_inline)) void transpose(V* a) {

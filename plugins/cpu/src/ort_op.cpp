@@ -281,6 +281,7 @@ Domain* make_domain(const Api& api) {
       make_operator<PagedAttentionNode>(paged_attention_signature(kFloat16)),
       make_operator<PagedAttentionNode>(paged_attention_signature(kBFloat16)),
       make_operator<PagedAttentionNode>(paged_attention_signature(kInt8)),
+      make_operator<PagedAttentionNode>(paged_attention_signature(kFloat8E4m3)),
       make_operator<PackedAttentionNode>(
           {8, 1, {kFloat, kFloat, kFloat, kInt32, kFloat, kFloat, kFloat, kInt32}, {kFloat}, bits(1, 2) | bits(4, 7), 0}),
       make_operator<PackedLayoutNode>({1, 3, {kInt64}, {kInt32, kInt32, kInt32}, 0, bits(0, 2)}),

@@ -95,7 +95,8 @@ void read_pools(const ort::Call& call, PagedAttention& attention, Tensor& keys, 
     case ort::kFloat16: attention.cache_type = CacheType::kFloat16; break;
     case ort::kBFloat16: attention.cache_type = CacheType::kBFloat16; break;
     case ort::kInt8: attention.cache_type = CacheType::kInt8; break;
-    default: throw InvalidArgument("the pools must be float32, float16, bfloat16 or int8");
+    case ort::kFloat8E4m3: attention.cache_type = CacheType::kE4m3; break;
+    default: throw InvalidArgument("the pools must be float32, float16, bfloat16, int8 or float8e4m3fn");
   }
   attention.key_cache = keys.data;
   attention.value_cache = values.data;
@@ -105,7 +106,7 @@ void read_pools(const ort::Call& call, PagedAttention& attention, Tensor& keys, 
 // writes through its inputs.
 void read_pool_outputs(const ort::Call& call, PagedAttention& attention, const Tensor& keys,
                        const Tensor& values) {
-  const size_t element = keys.type == ort::kFloat ? 4 : keys.type == ort::kInt8 ? 1 : 2;
+  const size_t element = keys.type == ort::kFloat ? 4 : holds_codes(attention.cache_type) ? 1 : 2;
   if (void* copy = call.output(1, keys.shape, keys.rank)) {
     std::memcpy(copy, keys.data, size_t(keys.rows() * keys.last()) * element);
     attention.key_cache = copy;
@@ -198,10 +199,10 @@ void read_score_inputs(const ort::Call& call, PagedAttention& attention) {
 // Scales of pools of codes: both or none, and for such pools alone.
 void read_pool_scales(const ort::Call& call, PagedAttention& attention) {
   const Tensor keys = call.input(kKeyScale), values = call.input(kValueScale);
-  const bool codes = attention.cache_type == CacheType::kInt8;
+  const bool codes = holds_codes(attention.cache_type);
   if (bool(keys) != codes || bool(values) != codes) {
-    throw InvalidArgument(codes ? "int8 pools need k_scale and v_scale"
-                                : "k_scale and v_scale go with int8 pools, and these are not");
+    throw InvalidArgument(codes ? "pools of int8 and float8e4m3fn need k_scale and v_scale"
+                                : "k_scale and v_scale go with pools of int8 and float8e4m3fn, and these are not");
   }
   if (!codes) return;
   expect_shape("k_scale", keys, {attention.kv_heads});

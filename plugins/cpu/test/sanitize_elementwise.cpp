@@ -80,6 +80,11 @@ bool conversions_hold() {
     from_float(y, &brain_back);
     if (!std::isnan(y) && brain_back.bits != brain.bits) return false;
   }
+  for (uint32_t code = 0; code < 0x100; ++code) {
+    E4m3 back{};
+    from_float(to_float(E4m3{uint8_t(code)}), &back);
+    if (back.code != code) return false;
+  }
   Half half{};
   BFloat16 brain{};
   from_float(65520.0f, &half);  // halfway between the largest half and infinity

@@ -46,7 +46,7 @@ struct Sequence {
 };
 
 int element_size(CacheType type) {
-  return type == CacheType::kFloat32 ? 4 : type == CacheType::kInt8 ? 1 : 2;
+  return type == CacheType::kFloat32 ? 4 : holds_codes(type) ? 1 : 2;
 }
 
 // Of codes, in every head.
@@ -57,6 +57,7 @@ float read(const unsigned char* pool, CacheType type, int64_t i) {
     case CacheType::kFloat16: return to_float(reinterpret_cast<const Half*>(pool)[i]);
     case CacheType::kBFloat16: return to_float(reinterpret_cast<const BFloat16*>(pool)[i]);
     case CacheType::kInt8: return kCodeScale * to_float(reinterpret_cast<const Int8*>(pool)[i]);
+    case CacheType::kE4m3: return kCodeScale * to_float(reinterpret_cast<const E4m3*>(pool)[i]);
     default: return reinterpret_cast<const float*>(pool)[i];
   }
 }
@@ -66,6 +67,7 @@ void write(unsigned char* pool, CacheType type, int64_t i, float x) {
     case CacheType::kFloat16: from_float(x, reinterpret_cast<Half*>(pool) + i); break;
     case CacheType::kBFloat16: from_float(x, reinterpret_cast<BFloat16*>(pool) + i); break;
     case CacheType::kInt8: from_float(x / kCodeScale, reinterpret_cast<Int8*>(pool) + i); break;
+    case CacheType::kE4m3: from_float(x / kCodeScale, reinterpret_cast<E4m3*>(pool) + i); break;
     default: reinterpret_cast<float*>(pool)[i] = x;
   }
 }
@@ -191,7 +193,7 @@ double run_case(const Sizes& sizes, const std::vector<Sequence>& sequences, unsi
   call.cos = cos.get();
   call.sin = sin.get();
   const std::vector<float> scales(size_t(sizes.kv_heads), kCodeScale);
-  if (sizes.cache == CacheType::kInt8) call.key_scales = call.value_scales = scales.data();
+  if (holds_codes(sizes.cache)) call.key_scales = call.value_scales = scales.data();
   call.sinks = sizes.sinks ? sinks.get() : nullptr;
   call.alibi_slopes = sizes.alibi ? slopes.get() : nullptr;
   std::vector<float> bias_rows;
@@ -236,7 +238,7 @@ double run_case(const Sizes& sizes, const std::vector<Sequence>& sequences, unsi
 
 int main() {
   using namespace slipway::cpu;
-  const CacheType f32 = CacheType::kFloat32, f16 = CacheType::kFloat16, bf16 = CacheType::kBFloat16, i8 = CacheType::kInt8;
+  const CacheType f32 = CacheType::kFloat32, f16 = CacheType::kFloat16, bf16 = CacheType::kBFloat16, i8 = CacheType::kInt8, e4m3 = CacheType::kE4m3;
   const Sizes cases[] = {
       {6, 2, 64, 64, 16, 32, -1, 0, false, false, false, f32},
       {3, 1, 128, 128, 8, 0, -1, 0, false, true, false, f16},
@@ -246,6 +248,8 @@ int main() {
       {1, 1, 1, 1, 256, 0, -1, 2, false, false, false, f16},
       {6, 2, 72, 40, 16, 36, -1, 0, false, false, false, i8},
       {4, 4, 16, 16, 4, 0, 50, 3, false, true, true, i8},
+      {6, 2, 72, 40, 16, 36, -1, 0, false, false, false, e4m3},
+      {5, 1, 20, 12, 7, 5, 9, 2, true, true, true, e4m3},
       {4, 2, 24, 24, 16, 0, -1, 0, false, false, false, f32, 70},
       {3, 3, 16, 16, 8, 0, -1, 2, false, true, false, f16, 1},
   };
