@@ -1,8 +1,9 @@
 """Builds, checks and measures the kernels on the GPU that is here: `make gpu-check`, `python -m plugins.cuda.check`.
 
-Needs nvcc, and a Python with numpy and a CUDA build of torch; nothing else of ours. It ends within its budget: what it
-had no time for is listed. Exit code 3 when a kernel is wrong, or was not run. The results are a JSON file in
-plugins/bench/results/.
+Then the runtime on that GPU, over graphs that are walked with torch, and where TensorRT is installed over its engine of
+the demo (`check_engines.py`). Needs nvcc, and a Python with numpy and a CUDA build of torch; nothing else of ours. It
+ends within its budget: what it had no time for is listed. Exit code 3 when a kernel or an engine is wrong, or a kernel
+was not run. The results are a JSON file in plugins/bench/results/.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from plugins.console import print_table
 from . import results
 from .build import LIBRARY_NAME, RECORD_NAME, build, print_build
 from .case import Scale
+from .check_engines import DESCRIBED, print_engines, tensorrt_demo, walk
 from .check_processes import (
     ROOT,
     SANITIZERS,
@@ -42,8 +44,14 @@ from .nvcc import machine_architecture, parse_architectures
 from .results import Gpu, Results
 
 BUDGET_SECONDS = 450.0
-BENCHMARK_SECONDS = 150.0
+BENCHMARK_SECONDS = 130.0
 """What the benchmarks get of the budget, at least, when they are asked for."""
+
+WALK_SECONDS = 90.0
+"""What walked graphs get of the budget, at most."""
+
+TENSORRT_SECONDS = 150.0
+"""What the demo gets of the budget where TensorRT is installed, at most; elsewhere it takes a second."""
 
 
 def gpu_here() -> Gpu:
@@ -110,7 +118,8 @@ def check(given: argparse.Namespace) -> Results:
     modules = given.modules.split(",") if given.modules else modules_of_checks()
     with tempfile.TemporaryDirectory() as scratch:
         end = started + given.budget
-        checks_end = end if given.no_bench else end - BENCHMARK_SECONDS
+        kept = 0.0 if given.no_bench else BENCHMARK_SECONDS
+        checks_end = end - (kept if given.no_engines else kept + WALK_SECONDS)
         run = Run(library, given.device, given.seed, checks_end, Path(scratch), operators)
         workers = given.jobs or max(1, min(8, (os.cpu_count() or 1) // 2))
         with ThreadPoolExecutor(max_workers=workers) as pool:
@@ -132,6 +141,10 @@ def check(given: argparse.Namespace) -> Results:
                 raise
         seconds["checks"] = time.perf_counter() - started - seconds["build"]
         run.deadline = end
+        if not given.no_engines:
+            walk(run, WALK_SECONDS, given.graph)
+            tensorrt_demo(run, TENSORRT_SECONDS)
+        seconds["engines"] = time.perf_counter() - started - sum(seconds.values())
         ceilings, measurements = ({}, []) if given.no_bench else measure(run)
         seconds["benchmarks"] = time.perf_counter() - started - sum(seconds.values())
     run.checks.sort(key=lambda entry: (entry["operator"], entry["case"]))
@@ -151,7 +164,9 @@ def check(given: argparse.Namespace) -> Results:
         measurements=tuple(measurements),
         dropped=tuple(run.dropped),
         seconds={name: round(value, 1) for name, value in seconds.items()},
-        verdict=results.verdict(run.checks, run.sanitizer, complete=not missing),
+        verdict=results.verdict(run.checks, run.sanitizer, run.engines, complete=not missing),
+        engines=tuple(run.engines),
+        loops=tuple(run.loops),
     )
 
 
@@ -177,6 +192,7 @@ def print_results(found: Results) -> None:
     print_table(f"Checks on {found.gpu.name}", columns, rows)
     if found.measurements:
         print_measurements(found)
+    print_engines(found.engines, found.loops)
     for words in found.dropped:
         print(f"left out: {words}")
     for entry in found.checks:
@@ -221,6 +237,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--operators", help="only these, separated by commas")
     parser.add_argument("--modules", help="modules with cases, separated by commas; default: plugins/checks")
     parser.add_argument("--no-bench", action="store_true", help="no benchmarks")
+    parser.add_argument("--no-engines", action="store_true", help="no walked graphs, and no TensorRT")
+    parser.add_argument(
+        "--graph",
+        type=Path,
+        default=DESCRIBED if DESCRIBED.is_dir() else None,
+        help="a described graph that is walked too (plugins.graph_walk.onnx_file); default: build/walk, if there",
+    )
     parser.add_argument("--no-sanitizer", action="store_true", help="no compute-sanitizer")
     parser.add_argument("--budget", type=float, default=BUDGET_SECONDS, help="seconds; default: %(default)g")
     parser.add_argument("--scale", choices=[s.value for s in Scale], default=Scale.FULL.value)

@@ -24,7 +24,7 @@ import plugins.checks
 
 from .case import Scale
 from .check_operator import DEVICE_LOST
-from .results import Measurement, SanitizerReport
+from .results import EngineReport, LoopMeasurement, Measurement, SanitizerReport
 
 ROOT = Path(plugins.__path__[0]).parent
 MOST_RESTARTS = 3
@@ -53,6 +53,8 @@ class Run:
     checks: list[dict[str, Any]] = field(default_factory=list)
     sanitizer: list[SanitizerReport] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
+    engines: list[EngineReport] = field(default_factory=list)
+    loops: list[LoopMeasurement] = field(default_factory=list)
 
     def remaining(self) -> float:
         """Seconds until the deadline."""
@@ -76,7 +78,7 @@ def check_module(run: Run, module: str, scale: str) -> None:
             return
         command = _child(run, module, report, scale, "--skip", str(skip), "--seconds", f"{seconds:.0f}")
         code, words = finished(command, seconds + 30)
-        lines = _lines(report)
+        lines = lines_of(report)
         run.checks += [line["report"] for line in lines if "report" in line]
         run.dropped += [line["dropped"] for line in lines if "dropped" in line]
         if code == 0:
@@ -121,7 +123,7 @@ def sanitize(run: Run, program: str, module: str, tool: str) -> None:
     ]
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     code, words = finished(command, seconds, environment)
-    lines = _lines(report)
+    lines = lines_of(report)
     operators = sorted({line["operator"] for line in lines if "operator" in line}) or [name]
     # Where the tool does not work (another kind of virtual machine, say), no call reaches the device: no case begins.
     if code == SANITIZER_ERRORS and any("begin" in line for line in lines):
@@ -148,7 +150,7 @@ def measure(run: Run) -> tuple[dict[str, float], list[Measurement]]:
     if run.operators:
         command += ["--operators", *run.operators]
     code, words = finished(command, seconds + 20)
-    lines = _lines(report)
+    lines = lines_of(report)
     ceilings = {name: value for line in lines for name, value in line.get("ceilings", {}).items()}
     run.dropped += [line["dropped"] for line in lines if "dropped" in line]
     if code != 0:
@@ -208,7 +210,7 @@ def _end_group(group: int) -> None:
         os.killpg(group, signal.SIGKILL)
 
 
-def _lines(report: Path) -> list[dict[str, Any]]:
+def lines_of(report: Path) -> list[dict[str, Any]]:
     """The whole lines of a report; one that a dying process left half is left out."""
     if not report.is_file():
         return []

@@ -18,7 +18,7 @@ import torch
 
 from model_repo.runtime.contract import Limits
 from model_repo.runtime.errors import SlipwayError
-from plugins.console import print_table
+from plugins.cuda.check_engines import print_engines
 from plugins.cuda.results import EngineReport, LoopMeasurement
 
 from . import description
@@ -160,19 +160,6 @@ def run(given: argparse.Namespace, say: Say) -> None:
     work.measure(graph, scale.model, scale.name)
 
 
-def print_loops(engines: Sequence[EngineReport], loops: Sequence[LoopMeasurement]) -> None:
-    """Two tables: whether engines are right, and how fast loops are."""
-    if engines:
-        print_table("Engines", ("engine", "", ""), [(e.engine, e.verdict, e.words) for e in engines])
-    if loops:
-        columns = ("engine", "streams", "tokens/s", "step, us", "of it host, us", "transformers, tokens/s")
-        rows = [
-            (m.engine, m.streams, m.tokens_per_second, m.step_microseconds, m.host_microseconds, m.peer)
-            for m in loops
-        ]
-        print_table("Engine loop", columns, rows)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry of `python -m plugins.graph_walk.check`. Returns the exit code: 3 when tokens are wrong."""
     parser = argparse.ArgumentParser(
@@ -205,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     if given.report is None:
-        print_loops(engines, loops)
+        print_engines(engines, loops)
     return 3 if any(report.verdict == "wrong" for report in engines) else 0
 
 

@@ -40,6 +40,7 @@ def run_check(toy_library: Path, folder: Path, *more: str, fault: str = "") -> t
         "--modules",
         TOY,
         "--no-bench",
+        "--no-engines",
         "--no-sanitizer",
         "--output",
         str(folder),
@@ -110,13 +111,22 @@ def test_no_time_left_is_said(toy_library: Path, tmp_path: Path) -> None:
 def test_benchmarks_follow_the_checks(toy_library: Path, tmp_path: Path) -> None:
     """The toy has none, so that every benchmark is left out by name; the ceilings are measured all the same."""
     command = [sys.executable, "-m", "plugins.cuda.check", "--library", str(toy_library), "--device", "cpu"]
-    command += ["--modules", TOY, "--no-sanitizer", "--output", str(tmp_path), "--scale", "quick"]
+    command += [
+        "--modules",
+        TOY,
+        "--no-engines",
+        "--no-sanitizer",
+        "--output",
+        str(tmp_path),
+        "--scale",
+        "quick",
+    ]
     done = subprocess.run(command, cwd=check_processes.ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     (found,) = results.read_all(tmp_path)
     assert "benchmark kv_write, bf16, 64 MiB: the library has no such operator" in found.dropped
     assert found.measurements == ()
-    assert set(found.seconds) == {"build", "checks", "benchmarks"}
+    assert set(found.seconds) == {"build", "checks", "engines", "benchmarks"}
 
 
 def test_operators_are_checked_by_name(toy_library: Path, tmp_path: Path) -> None:
@@ -138,7 +148,8 @@ def test_torch_is_all_that_a_gpu_machine_must_have() -> None:
     project = tomllib.loads((check_processes.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     packages = {re.split(r"\W", text.replace("-", "_"))[0] for text in project["dependencies"]}
     packages = (packages | {"yaml"}) - {"torch", "numpy"}
-    modules = ["plugins.cuda.check", "plugins.cuda.check_operator", *check_processes.modules_of_checks()]
+    modules = ["plugins.cuda.check", "plugins.cuda.check_operator", "plugins.graph_walk.check"]
+    modules += check_processes.modules_of_checks()
     code = (
         f"import importlib, sys; sys.modules.update(dict.fromkeys({sorted(packages)}))\n"
         f"for name in {modules}: importlib.import_module(name)\n"
