@@ -24,6 +24,9 @@ from .walk import NodeNote
 Opener = Callable[[Path], DeviceEngine]
 """Builds the engine of a lowered graph in a file, and loads it."""
 
+Pools = dict[str, tuple[Array, int]]
+"""Pools and caches on the device by name: the array that they were filled from, and the address."""
+
 _POOLS = ("key_cache_", "value_cache_")
 _NAMES = {"float32": "FLOAT", "float64": "DOUBLE"}
 """Types that the standard calls otherwise."""
@@ -89,7 +92,7 @@ class EngineReference:
 
     def _run(self, engine: DeviceEngine, names: Sequence[str]) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {name: [] for name in names}
-        pools: dict[str, int] = {}
+        pools: Pools = {}
         try:
             for run, feeds in enumerate(self._feeds()):
                 outputs = {
@@ -101,7 +104,7 @@ class EngineReference:
                     if name in found:
                         found[name].append(array)
         finally:
-            for address in pools.values():
+            for _, address in pools.values():
                 self._device.free(address)
         return found
 
@@ -137,12 +140,12 @@ def run_engine(
     device: Device,
     feeds: Feeds,
     outputs: Mapping[str, tuple[int, ...]],
-    pools: dict[str, int],
+    pools: Pools,
 ) -> dict[str, Array]:
     """One run: `outputs` by name, whose shapes are known; those of 16 bits that numpy lacks as float32.
 
-    pools: addresses of pools and caches by name, which stay as the run leaves them; those that are missing are
-    allocated and filled from `feeds`. Raises BadInput where no profile takes the shapes, or an input is missing.
+    pools: pools and caches by name, which lie where the run before left them as long as `feeds` holds the same array;
+    others are allocated and filled. Raises BadInput where no profile takes the shapes, or an input is missing.
     """
     held: list[int] = []
     try:
@@ -152,18 +155,14 @@ def run_engine(
             raise BadInput(f"the engine takes {', '.join(missing)}, which nothing is given for")
         _use_profile(engine, device, {tensor.name: feeds[tensor.name].shape for tensor in given})
         for tensor in given:
-            array = np.ascontiguousarray(feeds[tensor.name].astype(_kind(tensor), copy=False))
-            address = pools.get(tensor.name)
-            if address is None:
-                address = device.allocate(max(1, array.nbytes))
-                _upload(device, address, array)
-                if tensor.name.startswith(_POOLS):
-                    pools[tensor.name] = address
-                else:
-                    held.append(address)
-            engine.set_address(tensor.name, address)
+            array = feeds[tensor.name]
             if tensor.name.startswith(_POOLS):
+                address = _pool(device, tensor, array, pools)
                 engine.set_address(tensor.name.replace("cache_", "cache_out_", 1), address)
+            else:
+                address = _uploaded(device, tensor, array)
+                held.append(address)
+            engine.set_address(tensor.name, address)
         found = {}
         for name, shape in outputs.items():
             kind = _kind(engine.tensors[name])
@@ -195,12 +194,27 @@ def _use_profile(engine: DeviceEngine, device: Device, shapes: Mapping[str, tupl
     raise refusal or BadInput("the engine has no profile")
 
 
-def _upload(device: Device, address: int, array: Array) -> None:
-    raw = array.reshape(-1).view(np.uint8)
+def _pool(device: Device, tensor: DeviceTensor, array: Array, pools: Pools) -> int:
+    """Where the pool lies."""
+    before = pools.get(tensor.name)
+    if before is not None and before[0] is array:
+        return before[1]
+    if before is not None:
+        device.free(pools.pop(tensor.name)[1])
+    address = _uploaded(device, tensor, array)
+    pools[tensor.name] = (array, address)
+    return address
+
+
+def _uploaded(device: Device, tensor: DeviceTensor, array: Array) -> int:
+    """The address of a copy of `array`, in the engine's type."""
+    raw = np.ascontiguousarray(array.astype(_kind(tensor), copy=False)).reshape(-1).view(np.uint8)
     staging = device.staging(max(1, raw.nbytes))
     staging[: raw.nbytes] = raw
+    address = device.allocate(staging.nbytes)
     device.upload(address, staging)
     device.record().wait()
+    return address
 
 
 def _kind(tensor: DeviceTensor) -> np.dtype[np.generic]:

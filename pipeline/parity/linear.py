@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +18,43 @@ RUBBISH = 7.0
 """What slots hold before anything is written there: where a mask is wrong, it shows."""
 
 
-def run_linear(
+class Session(Protocol):
+    """As much of a session of ONNX Runtime as a run needs."""
+
+    def get_inputs(self) -> Sequence[Any]:
+        """Names, types and shapes of the inputs."""
+
+    def run(self, names: Sequence[str], feeds: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+        """The outputs called `names`."""
+
+
+def linear_feeds(
     session: ort.InferenceSession, prompts: Sequence[Sequence[int]]
-) -> list[npt.NDArray[np.float32]]:
+) -> list[dict[str, npt.NDArray[Any]]]:
+    """What each step of `run_linear` takes, the slots' caches among it, as the steps before it leave them."""
+    recorder = _Recorder(session)
+    run_linear(recorder, prompts)
+    return recorder.feeds
+
+
+class _Recorder:
+    """A session that keeps what it is given."""
+
+    def __init__(self, session: ort.InferenceSession) -> None:
+        self._session = session
+        self.feeds: list[dict[str, npt.NDArray[Any]]] = []
+
+    def get_inputs(self) -> Sequence[Any]:
+        found: Sequence[Any] = self._session.get_inputs()
+        return found
+
+    def run(self, names: Sequence[str], feeds: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+        self.feeds.append(dict(feeds))
+        found: list[npt.NDArray[Any]] = self._session.run(names, feeds)
+        return found
+
+
+def run_linear(session: Session, prompts: Sequence[Sequence[int]]) -> list[npt.NDArray[np.float32]]:
     """Logits of every token of every prompt: one float32 [len(prompt), vocab] each; a prompt has a slot of its own.
 
     A prompt's last tokens come one a step, together with those of other prompts, whose lengths differ.
@@ -44,7 +79,7 @@ def run_linear(
     return [np.concatenate(rows) for rows in results]
 
 
-def _fresh(session: ort.InferenceSession) -> Caches:
+def _fresh(session: Session) -> Caches:
     """One slot of each cache, full of rubbish: [kv_heads, max_length, dim]."""
     kinds = {"tensor(float16)": np.float16, "tensor(float)": np.float32}
     return {
@@ -55,7 +90,7 @@ def _fresh(session: ort.InferenceSession) -> Caches:
 
 
 def _step(
-    session: ort.InferenceSession,
+    session: Session,
     ids: Sequence[Sequence[int]],
     past: Sequence[int],
     slots: Sequence[Caches],

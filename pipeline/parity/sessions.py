@@ -36,8 +36,8 @@ def graph_session(graph: Path, scratch: Path) -> Iterator[ort.InferenceSession]:
 
 
 def computable_graph(graph: Path) -> ir.Model:
-    """A lowered graph as ONNX Runtime's CPU computes it: plugins by the operators that they stand for, pools no outputs,
-    and in float32, rounded, what it computes nothing of: bfloat16, and codes beside float16."""
+    """A lowered graph as ONNX Runtime's CPU computes it: plugins by the operators that they stand for, pools no
+    outputs, and in float32, rounded, what it computes nothing of: bfloat16, and codes beside float16."""
     model = load_graph(graph)
     pools = operators_for_plugins(model)
     drop_pool_outputs(model)

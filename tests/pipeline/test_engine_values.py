@@ -19,7 +19,8 @@ from pipeline.fuse import fuse
 from pipeline.graph import load_graph, save_graph
 from pipeline.parity.engine_values import EngineReference, exposable, run_engine
 from pipeline.parity.feeds import Feeds, graph_feeds
-from pipeline.parity.sessions import computable_graph
+from pipeline.parity.linear import linear_feeds
+from pipeline.parity.sessions import computable_graph, graph_session
 from pipeline.parity.walk import Walk, walk
 from pipeline.recipe import FuseRecipe
 from pipeline.targets.tensorrt.plugin_form import lower_to_plugins
@@ -27,6 +28,8 @@ from plugins.graph_walk import standard
 from plugins.graph_walk.engine import WalkingEngine
 from plugins.graph_walk.onnx_file import read
 from tests.export.tiny_models import VOCABULARY, tiny_llama
+from tests.runtime.host_engine import HostEngine
+from tests.targets.test_linear import lowered as linear
 
 LAYERS, KV_HEADS, HEAD_DIM = 2, 2, 64
 KV = [KVSpec(0, KV_HEADS, HEAD_DIM, HEAD_DIM, 0, "float16")] * LAYERS
@@ -91,6 +94,39 @@ def test_a_node_that_the_engine_computes_wrong_is_named(
     found = walked(lowered, per_build)
     assert [departure.step.tensor for departure in found.departures] == [wrong.outputs[0].name]
     assert [node.name for node in found.departures[0].nodes] == [wrong.name]
+
+
+def test_a_wrong_node_of_an_engine_with_linear_caches_is_named(tmp_path: Path) -> None:
+    model = tiny_llama(num_hidden_layers=LAYERS, num_key_value_heads=KV_HEADS, head_dim=HEAD_DIM)
+    norms = [node for node in linear(model, tmp_path).graph if node.op_type == "RMSNormalization"]
+    wrong = norms[3]
+    prompts = [[*range(5, 5 + length)] for length in (40, 7)]
+    path, copy = tmp_path / "linear.onnx", tmp_path / "wrong.onnx"
+    with graph_session(path, tmp_path / "scratch.onnx") as session:
+        runs = linear_feeds(session, prompts)
+    device = HostDevice()
+    most = {name: tuple(99 for _ in array.shape) for name, array in runs[0].items()}
+    ranges = {"any": {name: (tuple(1 for _ in shape), shape) for name, shape in most.items()}}
+    ranges["any"] |= {
+        name: ((1, *a.shape[1:]), (9, *a.shape[1:])) for name, a in runs[0].items() if "cache" in name
+    }
+
+    def open_wrong(exposed: Path) -> HostEngine:
+        planted = load_graph(exposed)
+        (node,) = [node for node in planted.graph if node.name == wrong.name]
+        weight = node.inputs[1]
+        assert weight is not None
+        assert weight.const_value is not None
+        other = ir.Value(name="other", const_value=ir.tensor(weight.const_value.numpy() * np.float32(1.05)))
+        planted.graph.register_initializer(other)
+        node.replace_input_with(1, other)
+        save_graph(planted, copy)
+        return HostEngine(device, copy, ranges)
+
+    reference = EngineReference(path, device, open_wrong, lambda: runs)
+    found = walk(reference, computable_graph(path), lambda: runs)
+    assert [departure.step.tensor for departure in found.departures] == [wrong.outputs[0].name]
+    assert device.memory.free == HostDevice().memory.free
 
 
 def test_codes_and_what_only_weights_decide_are_not_asked_for() -> None:
