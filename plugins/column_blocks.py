@@ -6,13 +6,15 @@ activations are the signed ones.
 
     8 bit: [columns / 16, inputs / 4, 64]   byte 4 c + i: column 16 block + c, input 4 group + i;
                                             a byte means itself - 128
-    4 bit: [columns / 16, inputs / block, 8 block + 32]
+    8 bit, in blocks: [columns / 16, inputs / block, 16 block + 32]
+                                            block / 4 times those 64 bytes, then the block's scales, float16 [16]: a
+                                            product with one row reads one stream of memory
+    4 bit, in blocks: [columns / 16, inputs / block, 8 block + 32]
                                             block / 8 times 64 bytes, byte 4 c + i: inputs 8 group + i (low nibble)
-                                            and 8 group + 4 + i (high); a nibble means itself - 8; then the block's
-                                            scales, float16 [16]: a product with one row reads one stream of memory
+                                            and 8 group + 4 + i (high); a nibble means itself - 8; then the scales
 
-Columns and inputs are padded with zeros to whole blocks. Scales of 8-bit columns are [columns]. Those of 4-bit blocks
-are multiples of one factor, a power of two that puts the largest into the middle of float16's range.
+Columns and inputs are padded with zeros to whole blocks. Scales of columns are [columns]. Those of blocks are multiples
+of one factor, a power of two that puts the largest into the middle of float16's range.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ LARGEST_EXPONENT = 15
 
 MOST_INPUTS = 65536
 """More could overflow a sum of 32 bits."""
+MOST_BYTES_IN_BLOCK = 128
+"""8-bit inputs with one scale: more could overflow their sum, which is of 16-bit codes."""
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -42,33 +46,40 @@ def pack_bytes(codes: npt.NDArray[np.int8]) -> Bytes:
     return _blocks(codes, 4, BYTE_OFFSET)
 
 
-def pack_nibbles(
-    codes: npt.NDArray[np.int8], scales: npt.NDArray[np.float32], block: int
+def pack_blocks(
+    codes: npt.NDArray[np.int8], scales: npt.NDArray[np.float32], block: int, bits: int
 ) -> tuple[Bytes, npt.NDArray[np.float32]]:
-    """Codes [columns, inputs] of -8 to 7 and scales [columns, inputs / block] to uint8
-    [columns / 16, inputs / block, 8 block + 32] and the scales' factor, float32 [].
+    """Codes [columns, inputs] of `bits` 8 or 4 (-8 to 7) and scales [columns, inputs / block], of either sign, to uint8
+    [columns / 16, inputs / block, 2 bits block + 32] and the scales' factor, float32 [].
 
-    Scales are rounded to float16's 11 bits, by at most 1 in 2048; those below the largest times 2**-30 keep fewer.
-    Raises BadInput for a block that is not a multiple of 8.
+    Scales are rounded as by `storable_scales`. Raises BadInput for a block that is not a multiple of 8.
     """
     if block % 8:
         raise BadInput(f"blocks of {block} inputs; the operator takes multiples of 8")
-    whole = _blocks(codes, block, NIBBLE_OFFSET)
+    whole = _blocks(codes, block, NIBBLE_OFFSET if bits == 4 else BYTE_OFFSET)
     groups, blocks = len(whole), scales.shape[1]
-    whole = whole.reshape(groups, blocks, block // 8, 2, 4 * COLUMNS)
-    nibbles = (whole[..., 0, :] | whole[..., 1, :] * np.uint8(16)).reshape(groups, blocks, -1)
-    exponent = int(np.frexp(np.abs(scales).max(initial=0))[1]) - LARGEST_EXPONENT
-    halves = np.ldexp(scales, -exponent).astype("<f2")
+    if bits == 4:
+        pairs = whole.reshape(groups, blocks, block // 8, 2, 4 * COLUMNS)
+        whole = pairs[..., 0, :] | pairs[..., 1, :] * np.uint8(16)
+    halves, factor = _halves(scales)
     padded = np.pad(halves, ((0, -len(halves) % COLUMNS), (0, 0))).reshape(groups, COLUMNS, blocks)
     tail = np.ascontiguousarray(padded.swapaxes(1, 2)).view(np.uint8)
-    return np.concatenate([nibbles, tail], axis=2), np.asarray(np.ldexp(np.float32(1), exponent))
+    return np.concatenate([whole.reshape(groups, blocks, -1), tail], axis=2), factor
+
+
+def storable_scales(scales: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Scales of a matrix's blocks as `pack_blocks` keeps them: with float16's 11 bits, so off by at most 1 in 2048;
+    those below the largest times 2**-30 keep fewer."""
+    halves, factor = _halves(scales)
+    return halves.astype(np.float32) * factor
 
 
 def unpack(packed: Bytes, bits: int, columns: int, inputs: int) -> npt.NDArray[np.int8]:
     """The codes [columns, inputs] of a packed weight."""
+    if packed.shape[2] != 4 * COLUMNS:
+        packed = packed[:, :, :-SCALE_BYTES].reshape(len(packed), -1, 4 * COLUMNS)
     if bits == 4:
-        nibbles = packed[:, :, :-SCALE_BYTES].reshape(len(packed), -1, 4 * COLUMNS)
-        packed = np.stack([nibbles & 15, nibbles >> 4], 2).reshape(len(packed), -1, 4 * COLUMNS)
+        packed = np.stack([packed & 15, packed >> 4], 2).reshape(len(packed), -1, 4 * COLUMNS)
     offset = NIBBLE_OFFSET if bits == 4 else BYTE_OFFSET
     codes = (packed.astype(np.int16) - offset).astype(np.int8)
     rows = codes.reshape(packed.shape[0], -1, COLUMNS, 4).swapaxes(1, 2)
@@ -78,10 +89,17 @@ def unpack(packed: Bytes, bits: int, columns: int, inputs: int) -> npt.NDArray[n
 def unpack_block_scales(
     packed: Bytes, factor: npt.NDArray[np.float32], columns: int
 ) -> npt.NDArray[np.float32]:
-    """The scales [columns, inputs / block] of a packed 4-bit weight."""
+    """The scales [columns, inputs / block] of a weight packed in blocks."""
     halves = np.ascontiguousarray(packed[:, :, -SCALE_BYTES:]).view("<f2").astype(np.float32)
     scales: npt.NDArray[np.float32] = halves.swapaxes(1, 2).reshape(-1, packed.shape[1])[:columns] * factor
     return scales
+
+
+def _halves(scales: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.float32]]:
+    """float16 and a power of two, float32 []: their products are the scales."""
+    exponent = int(np.frexp(np.abs(scales).max(initial=0))[1]) - LARGEST_EXPONENT
+    halves = np.ldexp(scales, -exponent).astype("<f2")
+    return halves, np.asarray(np.ldexp(np.float32(1), exponent))
 
 
 def _blocks(codes: npt.NDArray[Any], multiple: int, offset: int) -> Bytes:

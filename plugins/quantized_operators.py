@@ -7,20 +7,21 @@ from .operator_schema import Attribute, OperatorSchema, Parameter
 _WEIGHT = Parameter(
     "weight",
     "Codes",
-    "[columns / 16, inputs / 4, 64], or of 4 bits [columns / 16, inputs / block, 8 * block + 32]",
+    "[columns / 16, inputs / 4, 64], or in blocks [columns / 16, inputs / block, 2 * bits * block + 32]",
     "codes as plugins/column_blocks.py packs them",
 )
 _WEIGHT_SCALE = Parameter(
-    "weight_scale", "Scale", "[columns], or of 4 bits []", "step of the codes, or factor of the packed steps"
+    "weight_scale", "Scale", "[columns], or in blocks []", "step of the codes, or factor of the packed steps"
 )
 _BITS = Attribute(
-    "bits", "int", 8, "of a weight's code: 8 (a scale a column) or 4 (a scale a block of inputs)"
+    "bits", "int", 8, "of a weight's code: 8 (a scale a column or a block of inputs) or 4 (a block)"
 )
 
 QUANTIZED_MATMUL = OperatorSchema(
     name="QuantizedMatMul",
     meaning="Each row of the input is rounded to codes of -127 to 127 with a scale of its own (its largest absolute "
-    "value / 127) and multiplied with quantized weights, in whole numbers.",
+    "value / 127) and multiplied with quantized weights, in whole numbers. Rows for 8-bit weights in blocks have codes "
+    "of -32639 to 32639.",
     inputs=(
         Parameter("input", "T", "[..., inputs]", "activations"),
         _WEIGHT,
@@ -48,13 +49,4 @@ QUANTIZED_GATHER = OperatorSchema(
         Attribute("columns", "int", None, "rows of the table"),
         Attribute("size", "int", None, "numbers of a row"),
     ),
-)
-
-FAKE_QUANTIZE_TOKENS = OperatorSchema(
-    name="FakeQuantizeTokens",
-    meaning="Each row of the last axis rounded to codes of -127 to 127 with a scale of its own and back: what "
-    "QuantizedMatMul sees of it.",
-    inputs=(Parameter("input", "T", "[..., size]", "activations"),),
-    outputs=(Parameter("output", "T", "[..., size]", "the numbers that the codes stand for"),),
-    attributes=(),
 )

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from calibration.schemes import Scheme
+from calibration.schemes import Quantized, Scheme
 from model_repo.runtime.errors import BadInput
+from plugins.column_blocks import storable_scales
 
 from .precisions import LayerSchemes
 
@@ -29,6 +30,8 @@ class Policy:
     those that share their weight with a product always are. `static_only`: activations have one scale, fixed
     beforehand. `zero_points`: whether activations may be asymmetric; `refusal` says why not. `refused`: precisions
     that the target does not take, with the reason. `signed_scales`: whether scales of int4 weights may be negative.
+    `half_scales`: whether scales of blocks have float16's 11 bits, as the target's packed weights keep them; they are
+    rounded here, so that the quantized graph and the engine have the same.
     """
 
     target: str
@@ -41,6 +44,13 @@ class Policy:
     convolved: Scheme = _SYMMETRIC
     signed_scales: bool = False
 
+    half_scales: bool = False
+
+    def stored(self, made: Quantized) -> Quantized:
+        """A weight [out, in] with the scales that the target keeps."""
+        if not self.half_scales or made.scheme.granularity != "block" or made.scales.ndim != 2:
+            return made
+        return replace(made, scales=storable_scales(made.scales))
     def adapted(self, layer: LayerSchemes) -> LayerSchemes:
         """`layer` as this target runs it. Raises BadInput for schemes that it cannot."""
         weight, scheme = layer.weight, layer.activation
@@ -79,6 +89,7 @@ POLICIES: Mapping[str, Policy] = {
     "tensorrt": _TENSORRT,
     "tensorrt-rtx": replace(_TENSORRT, target="tensorrt-rtx"),
 }
+        half_scales=True,
 
 
 def policy_of(target: str, precision: str) -> Policy:

@@ -81,7 +81,9 @@ def write(
         wanted = policy.adapted(wanted)
         assert wanted.weight is not None
         if layer.weight not in weights:
-            made = rounder(layer.name, np.ascontiguousarray(first[layer.weight].read()), wanted.weight)
+            made = policy.stored(
+                rounder(layer.name, np.ascontiguousarray(first[layer.weight].read()), wanted.weight)
+            )
             stored[layer.weight] = made.scheme
             weights[layer.weight] = dequantized(
                 model.graph, layer.weight, made, first[layer.weight].transposed
@@ -96,8 +98,6 @@ def write(
     if products and policy.tables:
         free_tables(model)
     common = next((item.weight for item in products.values() if item.weight is not None), None)
-    if common is not None and common.format == "int8":
-        common = Scheme("int8", "channel")  # a row of a table alone is read whole
     for node in list(model.graph):
         table = node.inputs[0] if node.op_type == "Gather" and node.domain == "" else None
         if table is None or not is_weight(table) or not _is_table(node, table):
@@ -105,7 +105,9 @@ def write(
         alone = table not in first  # else a product reads it, in floating point: one copy serves both
         if table not in weights and alone and policy.tables and common is not None and _pays(table, policy):
             assert table.const_value is not None
-            made = rounder(table.name or "", table.const_value.numpy().astype(np.float32), common)
+            made = policy.stored(
+                rounder(table.name or "", table.const_value.numpy().astype(np.float32), common)
+            )
             stored[table] = made.scheme
             weights[table] = dequantized(model.graph, table, made, transposed=False)
         if table in weights:

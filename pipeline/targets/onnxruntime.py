@@ -71,8 +71,7 @@ class OnnxRuntimeTarget:
         from .convolutions import lower_convolutions
         from .quantized import lower_products
 
-        # An encoder has two rows at least, and is asked for exact numbers more than for single tokens' speed.
-        lower_products(model, float_activations=kind == "encoder")
+        lower_products(model)
         lower_convolutions(model)
         _multiply_by_rows(model)
         if kind == "decoder":

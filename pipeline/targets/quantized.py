@@ -1,7 +1,7 @@
-"""Products of a quantized graph as the CPU's operators: `QuantizedMatMul` of plugins/cpu, and com.microsoft.MatMulNBits
-for blocks of 8-bit weights. Where only weights are quantized, both round what they are multiplied with to int8, each
-block of a row by itself. Patterns that neither knows (E4M3) stay as they are: DequantizeLinear and products in
-float32, which compute exactly what codes would.
+"""Products of a quantized graph as `QuantizedMatMul` of plugins/cpu. Where only weights are quantized, it rounds what
+they are multiplied with: for 4-bit weights to int8, each block of a row by itself; for blocks of 8-bit weights each row
+to 16 bits, which moves a result less than the weights' own rounding by far. Patterns that it does not know (E4M3) stay
+as they are: DequantizeLinear and products in float32, which compute exactly what codes would.
 """
 
 from __future__ import annotations
@@ -13,13 +13,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from plugins.column_blocks import BYTE_OFFSET, pack_bytes, pack_nibbles
+from plugins.column_blocks import MOST_BYTES_IN_BLOCK, pack_blocks, pack_bytes
 from plugins.schemas import DOMAIN, FAKE_QUANTIZE_TOKENS, QUANTIZED_GATHER, QUANTIZED_MATMUL
-
-_INT8_ACTIVATIONS = 4
-"""MatMulNBits' accuracy_level: activations are rounded to int8 by blocks, each row by itself."""
-_FLOAT_ACTIVATIONS = 1
-"""The same: activations stay as they are. A single row is multiplied by another routine, with other rounding."""
 
 
 class _Weight(NamedTuple):
@@ -52,13 +47,9 @@ def rows_alone(model: ir.Model) -> bool:
     return not left and any(node.op_type == QUANTIZED_MATMUL.name for node in nodes)
 
 
-def lower_products(model: ir.Model, *, float_activations: bool = False) -> None:
-    """Rewrites the quantized products and tables of `model` in place.
-
-    `float_activations`: what 8-bit weights alone are multiplied with is not rounded, for graphs that never multiply a
-    single row.
-    """
-    lowering = _Lowering(model, _FLOAT_ACTIVATIONS if float_activations else _INT8_ACTIVATIONS)
+def lower_products(model: ir.Model) -> None:
+    """Rewrites the quantized products and tables of `model` in place."""
+    lowering = _Lowering(model)
     for node in list(model.graph):
         if node.domain == "" and node.op_type in ("MatMul", "Gemm"):
             lowering.product(node)
@@ -71,12 +62,10 @@ def lower_products(model: ir.Model, *, float_activations: bool = False) -> None:
 class _Lowering:
     """The constants that were made, by weight: nodes that share a weight share its packed form."""
 
-    def __init__(self, model: ir.Model, accuracy_level: int) -> None:
+    def __init__(self, model: ir.Model) -> None:
         self.model = model
-        self.accuracy_level = accuracy_level
         self.graph = model.graph
-        self.packed: dict[tuple[ir.Value, str], tuple[ir.Value, ir.Value]] = {}
-        self.blocks_by_rows: set[ir.Value] = set()  # codes that MatMulNBits reads
+        self.packed: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
 
     def product(self, node: ir.Node) -> None:
         """A product with a weight of 8 or 4 bits."""
@@ -87,12 +76,9 @@ class _Lowering:
         activation = _activation(node.inputs[0])
         bias, last = self._bias(node, len(weight.codes))
         out = last.outputs[0]
-        if not activation.rounded:
-            if weight.block is None:
-                return
-            if weight.bits == 8:
-                self._weight_only(node, last, weight, activation.value, bias, out)
-                return
+        wide = weight.bits == 8 and weight.block is not None  # rows of 16 bits, which no node rounds
+        if activation.rounded == wide and (wide or weight.block is None):
+            return
         codes, scales = self._pack(weight)
         inputs = [activation.value, codes, scales, bias, activation.scale]
         while inputs[-1] is None:
@@ -100,7 +86,7 @@ class _Lowering:
         attributes = {
             "bits": weight.bits,
             "columns": len(weight.codes),
-            "input_blocks": int(not activation.rounded),
+            "input_blocks": int(weight.bits == 4 and not activation.rounded),
         }
         self._replace(node, last, QUANTIZED_MATMUL.name, DOMAIN, inputs, attributes, out)
 
@@ -110,84 +96,21 @@ class _Lowering:
         if weight is None:
             return
         attributes = {"bits": weight.bits, "columns": len(weight.codes), "size": weight.codes.shape[1]}
-        if weight.block is not None and weight.origin in self.blocks_by_rows:
-            if (
-                weight.codes.shape[1] % weight.block == 0
-            ):  # else rows would come with the padding of the last block
-                self._rows_of_blocks(node, weight)
-            return
-        if weight.bits == 8 and weight.block is not None:
-            return
         codes, scales = self._pack(weight)
         inputs = [codes, scales, node.inputs[1]]
         self._replace(node, node, QUANTIZED_GATHER.name, DOMAIN, inputs, attributes, node.outputs[0])
 
-    def _weight_only(
-        self,
-        node: ir.Node,
-        last: ir.Node,
-        weight: _Weight,
-        value: ir.Value,
-        bias: ir.Value | None,
-        out: ir.Value,
-    ) -> None:
-        assert weight.block is not None
-        codes, scales = self._by_rows(weight)
-        columns, inputs = weight.codes.shape
-        self.blocks_by_rows.add(weight.origin)
-        given = [value, codes, scales]
-        if bias is not None:
-            given += [None, None, bias]  # type: ignore[list-item]  # zero points and an order of groups
-        attributes = {
-            "K": inputs,
-            "N": columns,
-            "bits": weight.bits,
-            "block_size": weight.block,
-            "accuracy_level": self.accuracy_level,
-        }
-        self._replace(node, last, "MatMulNBits", "com.microsoft", given, attributes, out)
-
-    def _rows_of_blocks(self, node: ir.Node, weight: _Weight) -> None:
-        """A table that shares its codes with MatMulNBits: the same bytes under another shape."""
-        assert weight.block is not None
-        codes, scales = self._by_rows(weight)
-        assert codes.const_value is not None
-        name = f"{codes.name}.rows"
-        flat = codes.const_value.numpy().reshape(len(weight.codes), -1)
-        rows = self._constant(name, flat, weight.origin)
-        attributes = {"bits": weight.bits, "block_size": weight.block, "gather_axis": 0, "quantize_axis": 1}
-        inputs = [rows, node.inputs[1], scales]
-        self._replace(
-            node, node, "GatherBlockQuantized", "com.microsoft", inputs, attributes, node.outputs[0]
-        )
-
-    def _by_rows(self, weight: _Weight) -> tuple[ir.Value, ir.Value]:
-        """8-bit codes, uint8 [out, blocks, block], offset to be unsigned, and scales [out, blocks], for MatMulNBits."""
-        key = (weight.origin, "rows")
-        if key not in self.packed:
-            assert weight.block is not None
-            missing = -weight.codes.shape[1] % weight.block
-            padded = np.pad(weight.codes, ((0, 0), (0, missing)))
-            unsigned = (padded.astype(np.int16) + BYTE_OFFSET).astype(np.uint8)
-            codes = unsigned.reshape(len(weight.codes), weight.scales.shape[1], -1)
-            self.packed[key] = (
-                self._constant(f"{weight.name}.blocks", codes, weight.origin),
-                self._constant(f"{weight.name}.block_scales", weight.scales, None),
-            )
-        return self.packed[key]
-
     def _pack(self, weight: _Weight) -> tuple[ir.Value, ir.Value]:
-        key = (weight.origin, "columns")
-        if key not in self.packed:
+        if weight.origin not in self.packed:
             if weight.block is None:
                 codes, scales = pack_bytes(weight.codes), weight.scales
             else:
-                codes, scales = pack_nibbles(weight.codes, weight.scales, weight.block)
-            self.packed[key] = (
+                codes, scales = pack_blocks(weight.codes, weight.scales, weight.block, weight.bits)
+            self.packed[weight.origin] = (
                 self._constant(f"{weight.name}.packed", codes, weight.origin),
                 self._constant(f"{weight.name}.packed_scales", scales, None),
             )
-        return self.packed[key]
+        return self.packed[weight.origin]
 
     def _bias(self, node: ir.Node, columns: int) -> tuple[ir.Value | None, ir.Node]:
         """A constant [columns] that is added to the product, and the node that does it: the product or an Add."""
@@ -270,6 +193,11 @@ def _weight(value: ir.Value | None, transposed: bool) -> _Weight | None:
     bits = 4 if kind == ir.DataType.INT4 else 8
     if bits == 4 and block is None:
         return None
+    while bits == 8 and block is not None and block > MOST_BYTES_IN_BLOCK:
+        if block % 2:
+            return None
+        block //= 2
+        steps = np.repeat(steps, 2, axis=1)[:, : -(-stored.shape[1] // block)]
     return _Weight(name, np.ascontiguousarray(stored), np.ascontiguousarray(steps), bits, block, codes)
 
 

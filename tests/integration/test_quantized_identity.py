@@ -50,7 +50,7 @@ def test_neighbours_change_no_bit(
     build(Recipe.from_dict(recipe), folder, stages=(*stages, "quantize", "lower", "compile"))
     spec = EngineFiles.read(folder).spec
     assert spec.precision == FIELDS[scheme].get("precision", "fp32")
-    assert (ROWS_ALONE in spec.features) == (scheme in ("int8", "int4", "w4a8"))
+    assert (ROWS_ALONE in spec.features) == (scheme in ("int8", "int8-weights", "int4", "w4a8"))
     assert spec.limits is not None
     requests = requests_of(np.random.default_rng(7), spec.vocab_size)
     tight = replace(spec, limits=replace(spec.limits, token_budget=96))

@@ -25,7 +25,7 @@ from pipeline.quantize.tables import free_tables
 from pipeline.quantize.verify import verify
 from pipeline.quantize.write import layers_of, write
 from pipeline.recipe import QuantizeRecipe
-from plugins.column_blocks import unpack
+from plugins.column_blocks import storable_scales, unpack, unpack_block_scales
 from plugins.cpu.build import registered
 
 CPU, TENSORRT = POLICIES["onnxruntime"], POLICIES["tensorrt"]
@@ -218,9 +218,7 @@ def test_packed_codes_of_a_lowered_product_are_its_weights() -> None:
     assert np.array_equal(unpack(packed, 8, 96, 64), wanted.codes)
 
 
-@pytest.mark.parametrize(("float_activations", "level"), [(True, 1), (False, 4)])
-def test_a_table_of_its_own_has_a_scale_a_row_beside_blocks(float_activations: bool, level: int) -> None:
-    """No operator looks up rows of 8-bit blocks; the table would become floats again."""
+def test_a_table_of_its_own_has_the_scales_of_products() -> None:
     from pipeline.targets.quantized import lower_products
 
     model = branches()
@@ -231,18 +229,51 @@ def test_a_table_of_its_own_has_a_scale_a_row_beside_blocks(float_activations: b
     schemes = dict.fromkeys(("up", "gate", "down"), layer_schemes("int8-weights", 32))
     written = write(model, CPU, schemes)
     verify(model, written)
-    assert {name: str(scheme) for name, scheme in written.tables.items()} == {"table": "int8 per channel"}
-    lower_products(model, float_activations=float_activations)
+    assert {name: str(scheme) for name, scheme in written.tables.items()} == {"table": "int8 block of 32"}
+    lower_products(model)
     kinds = [node.op_type for node in model.graph]
-    assert (kinds.count("QuantizedGather"), kinds.count("MatMulNBits")) == (1, 3)
+    assert (kinds.count("QuantizedGather"), kinds.count("QuantizedMatMul")) == (1, 3)
     assert not any(
         value.const_value.shape == numbers.shape and value.const_value.dtype == ir.DataType.FLOAT
         for value in model.graph.initializers.values()
     )
-    levels = {
-        node.attributes.get_int("accuracy_level", 0) for node in model.graph if node.op_type == "MatMulNBits"
+
+
+@pytest.mark.parametrize("precision", ["int4", "w4a8", "int8-weights"])
+def test_scales_of_blocks_are_rounded_before_the_engine_is_made(precision: str) -> None:
+    """The quantized graph, which figures are computed with, and the packed weights have the same scales."""
+    from pipeline.targets.quantized import lower_products
+
+    model = branches()
+    write(model, CPU, all_of(layer_schemes(precision, 32)))
+    simulated = {
+        name: model.graph.initializers[f"{name}.scale"].const_value.numpy() for name in ("up", "gate", "down")
     }
-    assert levels == {level}
+    lower_products(model)
+    for name, scales in simulated.items():
+        codes = model.graph.initializers[f"{name}.packed"].const_value.numpy()
+        factor = model.graph.initializers[f"{name}.packed_scales"].const_value.numpy()
+        assert np.array_equal(unpack_block_scales(codes, factor, scales.shape[1]), scales.T)
+    free = branches()
+    write(free, policy_of("tensorrt", "int4"), all_of(layer_schemes("int4", 32)))
+    kept = free.graph.initializers["up.scale"].const_value.numpy()
+    assert not np.array_equal(storable_scales(kept), kept)  # another target keeps what was found
+
+
+def test_large_blocks_of_bytes_are_cut_for_the_product() -> None:
+    """Checkpoints come with groups of 256 and more."""
+    from pipeline.targets.quantized import lower_products
+
+    model = branches()
+    schemes = LayerSchemes(Scheme("int8", "block", 256))
+    write(model, CPU, {"down": schemes})
+    scales = model.graph.initializers["down.scale"].const_value.numpy()
+    lower_products(model)
+    codes = model.graph.initializers["down.packed"].const_value.numpy()
+    factor = model.graph.initializers["down.packed_scales"].const_value.numpy()
+    found = unpack_block_scales(codes, factor, scales.shape[1])
+    assert codes.shape[2] == 16 * 128 + 32
+    assert np.array_equal(found, np.repeat(scales.T, found.shape[1], axis=1))
 
 
 def test_mixed_takes_a_file_of_precisions(tmp_path: Path) -> None:

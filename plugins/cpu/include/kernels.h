@@ -63,17 +63,21 @@ struct Kernels {
   void (*expert_linear)(const ExpertLinear& call, int expert, const int32_t* rows, int n_rows, int64_t first,
                         int64_t last);
 
-  // Row `row` of `rows` from x [rows.size]; `given` is its scale, or 0 for its own.
+  // Row `row` of `rows` from x [rows.size], in codes or in wide codes; `given` is its scale, or 0 for its own.
   void (*quantize_row)(const float* x, float given, const QuantizedRows& rows, int64_t row);
   int code_bytes;  // of one of its codes
+  void (*quantize_wide_row)(const float* x, float given, const QuantizedRows& rows, int64_t row);
 
   // y = what the codes of x stand for, with x's own scale.
   void (*fake_quantize_row)(const float* x, int64_t size, float* y);
 
-  // Rows [first_row, last_row) times blocks [first, last) of 16 columns, for weights of 8 and of 4 bits.
+  // Rows [first_row, last_row) times blocks [first, last) of 16 columns: weights of 8 bits with a scale a column; of 4 bits
+  // in blocks; of 8 bits in blocks, with rows of wide codes.
   void (*byte_matmul)(const QuantizedMatMul& call, int64_t first_row, int64_t last_row, int64_t first, int64_t last);
   void (*nibble_matmul)(const QuantizedMatMul& call, int64_t first_row, int64_t last_row, int64_t first,
                         int64_t last);
+  void (*byte_block_matmul)(const QuantizedMatMul& call, int64_t first_row, int64_t last_row, int64_t first,
+                            int64_t last);
 };
 
 // Null where the compiler had no such instruction set to offer (another processor family).

@@ -11,14 +11,21 @@ namespace slipway::cpu {
 struct Avx2Dot {
   using S = Avx2;
   using Code = int16_t;
+  using Wide = Avx2Dot;
   struct Sums {
     __m256i part[4];  // four columns each, two sums a column
   };
   struct Weights {
     __m256i part[4];
   };
-  static constexpr int kRows = 2, kBlocks = 1;
+  static constexpr int kRows = 2, kBlockRows = 1, kBlocks = 1;
 
+  static void store(Code* codes, S::V values) {
+    const __m256i whole = _mm256_cvtps_epi32(values);
+    const __m128i packed = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes), packed);
+  }
+  static void arrange(Code*, int64_t) {}
   static Sums start(int32_t value) {
     const __m256i even = _mm256_set1_epi64x(int64_t(uint32_t(value)));
     return {{even, even, even, even}};

@@ -11,14 +11,20 @@ namespace slipway::cpu {
 struct Avx512Dot {
   using S = Avx512;
   using Code = int16_t;
+  using Wide = Avx512Dot;
   struct Sums {
     __m512i part[2];  // eight columns each, two sums a column
   };
   struct Weights {
     __m512i part[2];
   };
-  static constexpr int kRows = 4, kBlocks = 2;
+  static constexpr int kRows = 4, kBlockRows = 2, kBlocks = 2;
 
+  static void store(Code* codes, S::V values) {
+    const __m256i packed = _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(values));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes), packed);
+  }
+  static void arrange(Code*, int64_t) {}
   static Sums start(int32_t value) {
     const __m512i even = _mm512_set1_epi64(int64_t(uint32_t(value)));
     return {{even, even}};

@@ -8,17 +8,22 @@
 
 namespace slipway::cpu {
 
-struct PlainDot {
+template <class C>
+struct PlainDotOf {
   using S = Plain;
-  using Code = int8_t;
+  using Code = C;
   struct Sums {
     int32_t lane[kColumnBlock];
   };
   struct Weights {
     uint8_t code[kColumnBlock * 4];
   };
-  static constexpr int kRows = 2, kBlocks = 1;
+  static constexpr int kRows = 2, kBlockRows = 1, kBlocks = 1;
 
+  static void store(Code* codes, S::V values) {
+    for (int i = 0; i < S::kWidth; ++i) codes[i] = Code(int32_t(values[i]));
+  }
+  static void arrange(Code*, int64_t) {}
   static Sums start(int32_t value) {
     Sums sums;
     for (int32_t& lane : sums.lane) lane = value;
@@ -43,6 +48,10 @@ struct PlainDot {
   static void to_float(const Sums& sums, S::V* out) {
     for (int c = 0; c < kColumnBlock; ++c) out[c / S::kWidth][c % S::kWidth] = float(sums.lane[c]);
   }
+};
+
+struct PlainDot : PlainDotOf<int8_t> {
+  using Wide = PlainDotOf<int16_t>;
 };
 
 }  // namespace slipway::cpu

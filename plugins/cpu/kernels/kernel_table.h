@@ -59,11 +59,13 @@ struct KernelsOf {
             geglu_row<S, true>,
             swiglu_row<S>,
             expert_linear<S>,
-            quantize_row<D>,
+            quantize_row<D, kLargestCode>,
             sizeof(typename D::Code),
+            quantize_row<typename D::Wide, kLargestWideCode>,
             fake_quantize_row<S>,
-            quantized_matmul<D, false>,
-            quantized_matmul<D, true>};
+            quantized_matmul<D, Form::kBytes>,
+            quantized_matmul<D, Form::kNibbleBlocks>,
+            quantized_matmul<typename D::Wide, Form::kByteBlocks>};
   }
 };
 

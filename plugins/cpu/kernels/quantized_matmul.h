@@ -70,14 +70,19 @@ inline SLIPWAY_INLINE void byte_tile(const QuantizedMatMul& call, int64_t row, i
   });
 }
 
-// The same for 4-bit weights with a scale for each column and each block of inputs.
-template <class D, int kRows, int kBlocks>
-inline SLIPWAY_INLINE void nibble_tile(const QuantizedMatMul& call, int64_t row, int64_t block) {
+// How weights lie, and what they are multiplied with: bytes with a scale a column, or with a scale for each column and
+// each block of inputs codes of 4 bits, and bytes whose rows are wide codes with one scale a row.
+enum class Form { kBytes, kNibbleBlocks, kByteBlocks };
+
+// Rows [row, row + kRows) times blocks [block, block + kBlocks) of weights with a scale for each block of inputs.
+template <class D, Form kForm, int kRows, int kBlocks>
+inline SLIPWAY_INLINE void block_tile(const QuantizedMatMul& call, int64_t row, int64_t block) {
   using S = typename D::S;
   using V = typename S::V;
   constexpr int W = S::kWidth, kVectors = kColumnBlock / W;
   const int64_t padded = call.rows.padded, inputs = call.rows.block, groups = padded / inputs;
-  const int64_t code_bytes = inputs * kColumnBlock / 2, group_bytes = code_bytes + kScaleBytes;
+  constexpr bool kNibbles = kForm == Form::kNibbleBlocks;
+  const int64_t code_bytes = inputs * kColumnBlock / (kNibbles ? 2 : 1), group_bytes = code_bytes + kScaleBytes;
   const int64_t block_bytes = groups * group_bytes;
   const auto* codes = static_cast<const typename D::Code*>(call.rows.codes) + row * padded;
   const uint8_t* weight = call.weight + block * block_bytes;
@@ -91,17 +96,23 @@ inline SLIPWAY_INLINE void nibble_tile(const QuantizedMatMul& call, int64_t row,
   for (int64_t g = 0; g < groups; ++g) {
     typename D::Sums sums[kRows][kBlocks];
     each<kRows>([&](auto r) SLIPWAY_INLINE {
-      const auto start = D::start(-kNibbleOffset * call.rows.sums[(row + r) * groups + g]);
+      const auto start = D::start(-(kNibbles ? kNibbleOffset : kByteOffset) * call.rows.sums[(row + r) * groups + g]);
       each<kBlocks>([&](auto b) SLIPWAY_INLINE { sums[r][b] = start; });
     });
-    for (int64_t i = 0; i < inputs; i += 8) {
+    for (int64_t i = 0; i < inputs; i += kNibbles ? 8 : 4) {
       typename D::Weights low[kBlocks], high[kBlocks];
       each<kBlocks>([&](auto b) SLIPWAY_INLINE {
-        D::load_nibbles(weight + b * block_bytes + i * kColumnBlock / 2, low + b, high + b);
+        if constexpr (kNibbles) {
+          D::load_nibbles(weight + b * block_bytes + i * kColumnBlock / 2, low + b, high + b);
+        } else {
+          low[b] = D::load(weight + b * block_bytes + i * kColumnBlock);
+        }
       });
       each<kRows>([&](auto r) SLIPWAY_INLINE {
         each<kBlocks>([&](auto b) SLIPWAY_INLINE { D::add(sums[r][b], low[b], codes + r * padded + i); });
-        each<kBlocks>([&](auto b) SLIPWAY_INLINE { D::add(sums[r][b], high[b], codes + r * padded + i + 4); });
+        if constexpr (kNibbles) {
+          each<kBlocks>([&](auto b) SLIPWAY_INLINE { D::add(sums[r][b], high[b], codes + r * padded + i + 4); });
+        }
       });
     }
     each<kBlocks>([&](auto b) SLIPWAY_INLINE {
@@ -112,7 +123,7 @@ inline SLIPWAY_INLINE void nibble_tile(const QuantizedMatMul& call, int64_t row,
         V values[kVectors];
         D::to_float(sums[r][b], values);
         each<kVectors>([&](auto v) SLIPWAY_INLINE {
-          const V step = S::mul(steps[v], S::set1(row_scales[r * groups + g]));
+          const V step = kNibbles ? S::mul(steps[v], S::set1(row_scales[r * groups + g])) : steps[v];
           totals[r][b][v] = S::fma(values[v], step, totals[r][b][v]);
         });
       });
@@ -122,22 +133,26 @@ inline SLIPWAY_INLINE void nibble_tile(const QuantizedMatMul& call, int64_t row,
   }
   each<kRows>([&](auto r) SLIPWAY_INLINE {
     V factors[kVectors];
-    for (V& factor : factors) factor = S::set1(*call.scale);
+    for (V& factor : factors) factor = S::set1(kNibbles ? *call.scale : *call.scale * row_scales[r * groups]);
     each<kBlocks>(
         [&](auto b) SLIPWAY_INLINE { store_columns<S>(call, row + r, block + b, totals[r][b], factors); });
   });
 }
 
 // Rows [first_row, last_row) times blocks [first, last) of columns, in tiles that fit the registers.
-template <class D, bool kNibbles>
+template <class D, Form kForm>
 void quantized_matmul(const QuantizedMatMul& call, int64_t first_row, int64_t last_row, int64_t first,
                       int64_t last) {
-  constexpr int kRows = kNibbles ? (D::kRows + 1) / 2 : D::kRows, kBlocks = D::kBlocks;
+  constexpr int kBlocks = D::kBlocks;
+  constexpr int kRows = [] {
+    if constexpr (kForm == Form::kBytes) return D::kRows;
+    return D::kBlockRows;
+  }();
   const auto tile = [&](auto rows, auto blocks, int64_t row, int64_t block) {
-    if constexpr (kNibbles) {
-      nibble_tile<D, decltype(rows)::value, decltype(blocks)::value>(call, row, block);
-    } else {
+    if constexpr (kForm == Form::kBytes) {
       byte_tile<D, decltype(rows)::value, decltype(blocks)::value>(call, row, block);
+    } else {
+      block_tile<D, kForm, decltype(rows)::value, decltype(blocks)::value>(call, row, block);
     }
   };
   const auto columns = [&](auto blocks, int64_t block) {

@@ -11,10 +11,12 @@ const Kernels* avx512_vnni_kernels() {
   static const Kernels kernels = [] {
     Kernels table = *avx512_kernels();
     table.name = "avx512_vnni";
-    table.quantize_row = quantize_row<VnniDot>;
+    table.quantize_row = quantize_row<VnniDot, kLargestCode>;
+    table.quantize_wide_row = quantize_row<VnniWideDot, kLargestWideCode>;
     table.code_bytes = sizeof(VnniDot::Code);
-    table.byte_matmul = quantized_matmul<VnniDot, false>;
-    table.nibble_matmul = quantized_matmul<VnniDot, true>;
+    table.byte_matmul = quantized_matmul<VnniDot, Form::kBytes>;
+    table.nibble_matmul = quantized_matmul<VnniDot, Form::kNibbleBlocks>;
+    table.byte_block_matmul = quantized_matmul<VnniWideDot, Form::kByteBlocks>;
     return table;
   }();
   return &kernels;

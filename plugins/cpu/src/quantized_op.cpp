@@ -25,25 +25,27 @@ struct Codes {
 
 // How a packed weight lies. `inputs` and `columns`: without padding.
 struct Layout {
-  bool nibbles;
+  bool nibbles, by_blocks;  // codes of 4 bits; scales of blocks of inputs
   int64_t inputs, columns;
   int64_t blocks;  // of 16 columns
   int64_t padded;  // inputs
   int64_t block;   // inputs with one scale
-  int64_t group_bytes() const { return block * kColumnBlock / 2 + kScaleBytes; }  // of 4-bit weights
+  bool wide() const { return by_blocks && !nibbles; }  // rows it is multiplied with
+  int64_t group_bytes() const { return block * kColumnBlock / (nibbles ? 2 : 1) + kScaleBytes; }
 };
 
 // Raises InvalidArgument when weight and scale do not belong together, or not to so many inputs and columns.
 Layout layout_of(const Tensor& weight, const Tensor& scale, int64_t bits, int64_t inputs, int64_t columns) {
   if (bits != 4 && bits != 8) throw InvalidArgument("bits is " + std::to_string(bits) + "; 4 and 8 are known");
-  const bool nibbles = bits == 4;
-  Layout layout{nibbles, inputs, columns, (columns + kColumnBlock - 1) / kColumnBlock, 0, 0};
+  const bool nibbles = bits == 4, by_blocks = nibbles || scale.rank == 0;
+  Layout layout{nibbles, by_blocks, inputs, columns, (columns + kColumnBlock - 1) / kColumnBlock, 0, 0};
   bool fits = weight.rank == 3 && weight.shape[0] == layout.blocks;
-  if (fits && nibbles) {
+  if (fits && by_blocks) {
     const int64_t code_bytes = weight.last() - kScaleBytes;
-    layout.block = code_bytes * 2 / kColumnBlock;
+    layout.block = code_bytes * (nibbles ? 2 : 1) / kColumnBlock;
     layout.padded = weight.shape[1] * layout.block;
-    fits = code_bytes > 0 && code_bytes % (4 * kColumnBlock) == 0 && scale.rank == 0;
+    fits = code_bytes > 0 && code_bytes % (4 * kColumnBlock) == 0 && scale.rank == 0 &&
+           (nibbles || layout.block <= kMostWideBlock);
   } else if (fits) {
     layout.block = layout.padded = weight.shape[1] * 4;
     fits = weight.last() == 4 * kColumnBlock && scale.rank == 1 && scale.last() == columns;
@@ -53,8 +55,10 @@ Layout layout_of(const Tensor& weight, const Tensor& scale, int64_t bits, int64_
   if (!fits) {
     throw InvalidArgument("weight has shape " + describe(weight) + " and scale " + describe(scale) + " for " +
                           std::to_string(inputs) + " inputs and " + std::to_string(columns) + " columns; they must be " +
-                          (nibbles ? "[columns / 16, inputs / block, 8 * block + 32] and []"
-                                   : "[columns / 16, inputs / 4, 64] and [columns]") +
+                          (nibbles     ? "[columns / 16, inputs / block, 8 * block + 32] and []"
+                           : by_blocks ? "[columns / 16, inputs / block, 16 * block + 32] and [], with blocks of up to " +
+                                             std::to_string(kMostWideBlock)
+                                       : "[columns / 16, inputs / 4, 64] and [columns]") +
                           ", rounded up, with at most " + std::to_string(kMostInputs) + " inputs");
   }
   return layout;
@@ -93,6 +97,10 @@ void run_quantized_matmul(const QuantizedAttributes& attributes, const ort::Call
   if (input_scale && (input_scale.rank != 0 || !(given > 0))) {
     throw InvalidArgument("input_scale has shape " + describe(input_scale) + "; it must be one number above zero");
   }
+  if (layout.wide() && (input_scale || attributes.input_blocks)) {
+    throw InvalidArgument("8-bit weights in blocks are multiplied with rows that have a scale of their own; neither "
+                          "input_scale nor input_blocks goes with them");
+  }
   const int64_t rows = input.rows();
   std::vector<int64_t> shape(input.shape, input.shape + input.rank);
   shape.back() = layout.columns;
@@ -100,7 +108,7 @@ void run_quantized_matmul(const QuantizedAttributes& attributes, const ort::Call
 
   const Kernels& kernels = active_kernels();
   thread_local Codes kept;
-  kept.codes.resize(std::max(kept.codes.size(), size_t(rows * layout.padded * kernels.code_bytes)));
+  kept.codes.resize(std::max(kept.codes.size(), size_t(rows * layout.padded * (layout.wide() ? 2 : kernels.code_bytes))));
   const size_t scales = size_t(rows * (layout.padded / layout.block));
   kept.scales.resize(std::max(kept.scales.size(), scales));
   kept.sums.resize(std::max(kept.sums.size(), scales));
@@ -112,11 +120,14 @@ void run_quantized_matmul(const QuantizedAttributes& attributes, const ort::Call
       bias ? bias.as<const float>() : nullptr,
       output,
       layout.columns};
+  const auto quantize = layout.wide() ? kernels.quantize_wide_row : kernels.quantize_row;
   for_rows(call, rows, layout.inputs, [&](int64_t row) {
-    kernels.quantize_row(input.as<const float>() + row * layout.inputs, given, product.rows, row);
+    quantize(input.as<const float>() + row * layout.inputs, given, product.rows, row);
   });
   const Pieces pieces = cut(layout.blocks, rows);
-  const auto multiply = layout.nibbles ? kernels.nibble_matmul : kernels.byte_matmul;
+  const auto multiply = layout.nibbles     ? kernels.nibble_matmul
+                        : layout.by_blocks ? kernels.byte_block_matmul
+                                           : kernels.byte_matmul;
   auto piece = [&](size_t i) {
     const int64_t row = int64_t(i) % pieces.down * pieces.rows, block = int64_t(i) / pieces.down * pieces.blocks;
     multiply(product, row, std::min(rows, row + pieces.rows), block, std::min(layout.blocks, block + pieces.blocks));
@@ -146,7 +157,7 @@ void run_quantized_gather(const QuantizedAttributes& attributes, int64_t size, c
   for_rows(call, rows, size, [&](int64_t row) {
     const int64_t index = index_of(row), block = index / kColumnBlock, lane = index % kColumnBlock;
     float* out = output + row * size;
-    if (!layout.nibbles) {
+    if (!layout.by_blocks) {
       const uint8_t* from = codes + block * layout.padded * kColumnBlock + 4 * lane;
       for (int64_t i = 0; i < size; ++i) {
         out[i] = float(int(from[i / 4 * 4 * kColumnBlock + i % 4]) - kByteOffset) * scales[index];
@@ -159,6 +170,10 @@ void run_quantized_gather(const QuantizedAttributes& attributes, int64_t size, c
       std::memcpy(&half, from + layout.group_bytes() - kScaleBytes + lane * sizeof(half), sizeof(half));
       const float step = to_float(half) * *scales;
       for (int64_t i = 0; i < std::min(layout.block, size - first); ++i) {
+        if (!layout.nibbles) {
+          out[first + i] = float(int(from[(i / 4 * kColumnBlock + lane) * 4 + i % 4]) - kByteOffset) * step;
+          continue;
+        }
         const int byte = from[(i / 8 * kColumnBlock + lane) * 4 + i % 4], code = i % 8 < 4 ? byte & 15 : byte >> 4;
         out[first + i] = float(code - kNibbleOffset) * step;
       }
