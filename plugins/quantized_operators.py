@@ -50,3 +50,12 @@ QUANTIZED_GATHER = OperatorSchema(
         Attribute("size", "int", None, "numbers of a row"),
     ),
 )
+
+FAKE_QUANTIZE_TOKENS = OperatorSchema(
+    name="FakeQuantizeTokens",
+    meaning="Each row of the last axis rounded to codes of -127 to 127 with a scale of its own and back: what "
+    "QuantizedMatMul sees of it.",
+    inputs=(Parameter("input", "T", "[..., size]", "activations"),),
+    outputs=(Parameter("output", "T", "[..., size]", "the numbers that the codes stand for"),),
+    attributes=(),
+)
