@@ -104,16 +104,16 @@ class Engine:
         """The engine in `folder`, which holds engine.json and the files that it lists.
 
         `threads` and `num_blocks` take the place of what was built in. Raises BadInput when a file is missing, has
-        changed since it was built (unless `verify` is off), or is not a decoder.
+        changed since it was built (unless `verify` is off), or is not a decoder, and where this machine cannot run it.
         """
         from .engine_files import EngineFiles
-        from .onnxruntime_executor import OnnxRuntimeExecutor
+        from .executors import decoder_executor
 
         files = EngineFiles.read(folder, verify)
         limits = files.spec.decoder_limits
         if num_blocks is not None:
             limits = dataclasses.replace(limits, num_blocks=num_blocks)
-        executor = OnnxRuntimeExecutor(
+        executor = decoder_executor(
             folder,
             files.spec,
             limits.num_blocks,
@@ -266,6 +266,7 @@ class Engine:
         log_event(logging.CRITICAL, "engine loop failed", error=repr(error))
         self._intake.stop()
         self._live.break_down(f"the engine loop failed: {error!r}")
+        self._steps.drop()
 
 
 def _keeper(outputs: list[Output], on_output: Sink | None) -> Sink:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from typing import NamedTuple
 
 from .executor import LaunchedStep, LaunchingExecutor
 from .live_request import LiveRequest
+from .logs import log_event
 from .step_plan import StepPlan
 from .step_tensors import carried_rows
 from .step_work import StepWork
@@ -57,6 +59,15 @@ class OverlappedSteps:
         before, self._running = self._running, None
         if before is not None:
             self._complete(before, self._work.clock(), 0.0)
+
+    def drop(self) -> None:
+        """Waits for the step that runs, and takes nothing from it: the loop itself has failed."""
+        before, self._running = self._running, None
+        if before is not None:
+            try:
+                before.step.sampled()
+            except Exception as error:
+                log_event(logging.ERROR, "step failed", error=repr(error), rows=before.plan.num_tokens)
 
     def _launch(self, plan: StepPlan) -> tuple[_Launched, float]:
         """Gives the launched step, and seconds in the executor."""

@@ -35,6 +35,9 @@ class SynchronousSteps:
     def finish(self) -> None:
         """Nothing runs between two steps."""
 
+    def drop(self) -> None:
+        """Nothing runs between two steps."""
+
     def _compute(self, plan: StepPlan) -> tuple[float, list[LiveRequest]]:
         """Runs the engine, samples and commits. Gives seconds in the engine and who got a token."""
         work = self._work

@@ -51,6 +51,11 @@ class ThreadedExecutor:
     def bucket_rule(self) -> BucketRule:
         return self._inner.bucket_rule
 
+    @property
+    def num_open(self) -> int:
+        """Steps that were launched and not asked for."""
+        return sum(not launched.taken for launched in self._open)
+
     def launch(self, step: StepTensors, rows: Sequence[Row], carried: Int32Array | None) -> Launched:
         self._open = [launched for launched in self._open if not launched.taken]
         assert len(self._open) < 2, "two steps are launched and not asked for"

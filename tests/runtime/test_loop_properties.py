@@ -77,6 +77,13 @@ def test_every_request_gets_the_tokens_it_gets_alone_and_all_blocks_come_back(
     spec, plan, rule, share = scenario
     clock = Clock()
     engine = Engine(FakeExecutor(spec, bucket_rule=rule), spec, clock=clock, share_prefixes=share)
+    play(engine, clock, plan)
+
+
+def play(engine: Engine, clock: Clock, plan: list[Arrival]) -> None:
+    """Steps, one a second, until all requests have ended. AssertionError where one did not get its tokens, or where
+    blocks are lost.
+    """
     client = Client(engine)
     for step in range(400):
         for arrival in plan:
@@ -93,11 +100,10 @@ def test_every_request_gets_the_tokens_it_gets_alone_and_all_blocks_come_back(
     assert engine.stats()["kv_blocks_used"] == 0
     assert engine.stats()["waiting"] == engine.stats()["running"] == 0
     for arrival in plan:
-        check_outcome(client, arrival, spec)
+        _check_outcome(client, arrival, engine.spec)
 
 
-def check_outcome(client: Client, arrival: Arrival, spec: EngineSpec) -> None:
-    """AssertionError where the request got other tokens than alone, or ended otherwise than it was told to."""
+def _check_outcome(client: Client, arrival: Arrival, spec: EngineSpec) -> None:
     request_id = arrival.request.request_id
     expected = alone(spec, arrival.request)
     tokens, reason = client.tokens(request_id), client.reason(request_id)

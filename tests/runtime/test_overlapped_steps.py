@@ -20,11 +20,10 @@ from model_repo.runtime.step_log import StepLog
 from tests.runtime.drive import Client, Clock, alone, fake_engine, greedy, request
 from tests.runtime.fake_encoder import cross_spec
 from tests.runtime.fake_executor import FakeExecutor, fake_spec, greedy_completion
-from tests.runtime.invariants import check_engine
 from tests.runtime.launching import ThreadedExecutor
 from tests.runtime.test_engine_failures import NoTokenizer
 from tests.runtime.test_engine_thread import Waiter
-from tests.runtime.test_loop_properties import Arrival, arrivals, check_outcome, scenarios, specs
+from tests.runtime.test_loop_properties import Arrival, arrivals, play, scenarios, specs
 
 PROMPT = (1, 2, 3)
 NEXT = greedy_completion(PROMPT, 12)
@@ -51,23 +50,7 @@ def test_every_request_gets_the_tokens_it_gets_alone(
     clock = Clock()
     executor = ThreadedExecutor(FakeExecutor(spec, bucket_rule=rule))
     engine = Engine(executor, spec, clock=clock, share_prefixes=share)
-    client = Client(engine)
-    for step in range(400):
-        for arrival in plan:
-            if arrival.step == step:
-                client.submit(arrival.request)
-            if arrival.cancelled_at == step:
-                engine.cancel(arrival.request.request_id)
-        busy = engine.step()
-        check_engine(engine)
-        clock.now += 1.0
-        if not busy and step > 31:
-            break
-    assert not busy
-    assert engine.stats()["kv_blocks_used"] == 0
-    assert engine.stats()["waiting"] == engine.stats()["running"] == 0
-    for arrival in plan:
-        check_outcome(client, arrival, spec)
+    play(engine, clock, plan)
 
 
 def test_every_token_but_the_first_is_carried() -> None:
@@ -314,6 +297,25 @@ def test_stop_waits_for_the_step_in_flight_and_frees_its_blocks() -> None:
     assert waiter.reason() == "cancelled"
     assert engine.stats()["kv_blocks_used"] == 0
     assert not engine._scheduler.in_flight
+
+
+def test_a_fault_of_the_loop_waits_for_the_step_in_flight_and_can_be_stopped_after() -> None:
+    engine, executor = overlapped()
+    commit, calls = engine._scheduler.commit, iter(range(100))
+
+    def broken_commit(*given: object) -> object:
+        if next(calls) == 3:
+            raise ZeroDivisionError("a bug")
+        return commit(*given)  # type: ignore[arg-type]
+
+    engine._scheduler.commit = broken_commit  # type: ignore[method-assign, assignment]
+    waiter = Waiter()
+    engine.submit(request("r", PROMPT, greedy(60)), waiter)
+    engine.start()
+    assert waiter.reason() == "error"
+    assert "a bug" in (waiter.outputs[-1].error or "")
+    engine.stop()
+    assert executor.num_open == 0
 
 
 def test_an_engine_with_an_encoder_is_refused() -> None:
