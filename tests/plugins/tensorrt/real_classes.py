@@ -1,4 +1,5 @@
-"""Holds our Python to TensorRT 11's own classes: `python -m tests.plugins.tensorrt.real_classes KERNELS FOLDER`.
+"""Holds our Python to TensorRT 11's own classes: `python -m tests.plugins.tensorrt.real_classes KERNELS FOLDER`; and
+the runtime's to TensorRT-RTX's: `python -m tests.plugins.tensorrt.real_classes rtx`.
 
 The bindings' wheel is real and small; what it links is not to be had without a GPU, so three libraries of functions
 that do nothing stand in for it (in FOLDER). That is enough to look up names and signatures, and to make objects of our
@@ -12,7 +13,7 @@ import ctypes
 import importlib
 import io
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,21 @@ from plugins.toolchain import run_command
 from tests.plugins.tensorrt.real_names import OF_RTX_ALONE, ROOT, Names
 
 FOLDERS = ("pipeline/targets/tensorrt", "plugins/tensorrt")
+RUNTIME = ("model_repo/runtime/tensorrt_engine.py", "model_repo/runtime/tensorrt_words.py")
+"""What executes engines, of TensorRT and of TensorRT-RTX."""
+EXECUTION = frozenset(
+    {
+        *("Runtime", "deserialize_cuda_engine", "num_io_tensors", "get_tensor_name", "get_tensor_mode"),
+        *("get_tensor_dtype", "get_tensor_shape", "get_tensor_profile_shape", "num_optimization_profiles"),
+        *("device_memory_size_v2", "streamable_weights_size", "weight_streaming_budget_v2"),
+        *("create_execution_context", "USER_MANAGED", "set_device_memory", "set_optimization_profile_async"),
+        *("set_input_shape", "set_tensor_address", "execute_async_v3", "load_library", "ILogger"),
+    }
+)
+"""Names that must have been looked up; else the search has lost track of them."""
 SOURCES = [
     *(path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.py"))),
+    *(ROOT / name for name in RUNTIME),
     ROOT / "tests/plugins/tensorrt/test_gpu.py",
 ]
 LIBRARIES = ("libnvinfer.so.11", "libnvinfer_plugin.so.11", "libnvonnxparser.so.11")
@@ -54,6 +68,7 @@ def bindings(folder: Path) -> Any:
 
 def made_objects(trt: Any, kernels_path: str) -> Iterator[str]:
     """Our classes, made on TensorRT's and called as it would."""
+    from model_repo.runtime.tensorrt_words import logger_of
     from pipeline.targets.tensorrt.builder import _logger
     from pipeline.targets.tensorrt.monitor import progress_monitor
     from plugins.cuda.library import Library
@@ -65,6 +80,12 @@ def made_objects(trt: Any, kernels_path: str) -> Iterator[str]:
     logger.log(trt.ILogger.ERROR, "words")
     if logger.said() != "words":
         yield "the logger does not keep what it is told"
+    other = logger_of(trt)
+    other.log(trt.ILogger.INTERNAL_ERROR, "first")
+    other.log(trt.ILogger.ERROR, "second")
+    other.log(trt.ILogger.WARNING, "third")
+    if (other.said(), other.said()) != ("first; second", ""):
+        yield "the runtime's logger does not keep what it is told"
     with progress_monitor(trt, io.StringIO()) as monitor:
         monitor.phase_start("phase", None, 2)
         if monitor.step_complete("phase", 0) is not True:
@@ -122,15 +143,32 @@ def made_objects(trt: Any, kernels_path: str) -> Iterator[str]:
                 yield f"{form.name}: {'nothing came out' if ran else 'a plugin of the build phase ran'}"
 
 
-def main() -> None:
-    kernels, folder = sys.argv[1:]
-    trt = bindings(Path(folder))
+def looked_up(trt: Any, paths: Iterable[Path]) -> set[str]:
+    """The names that these files use of `trt`; prints what is wrong with them."""
     seen: set[str] = set()
-    for path in SOURCES:
+    for path in paths:
         names = Names(trt, path)
         names.visit(ast.parse(path.read_text(encoding="utf-8")))
         seen |= names.seen
         print("".join(f"{words}\n" for words in names.problems), end="")
+    print("".join(f"{name} was not looked up\n" for name in sorted(EXECUTION - seen)), end="")
+    return seen
+
+
+def check_rtx() -> None:
+    """Holds the runtime's adapter to TensorRT-RTX's classes, which need no stand-ins."""
+    trt = importlib.import_module("tensorrt_rtx")
+    seen = looked_up(trt, [ROOT / name for name in RUNTIME])
+    print(f"checked {len(seen)} names of TensorRT-RTX {trt.__version__}")
+
+
+def main() -> None:
+    if sys.argv[1:] == ["rtx"]:
+        check_rtx()
+        return
+    kernels, folder = sys.argv[1:]
+    trt = bindings(Path(folder))
+    seen = looked_up(trt, SOURCES)
     for name in sorted(
         name for name in OF_RTX_ALONE if hasattr(trt, name) or hasattr(trt.IBuilderConfig, name)
     ):

@@ -13,9 +13,19 @@ CALLED = {
     "network": "INetworkDefinition",
     "config": "IBuilderConfig",
     "parser": "OnnxParser",
+    "runtime": "Runtime",
+    "engine": "ICudaEngine",
+    "context": "IExecutionContext",
 }
-"""What parameters of these names hold where they are annotated as Any."""
-UNDOCUMENTED = {"get_plugin_registry": "IPluginRegistry", "get_error": "ParserError"}
+"""What parameters of these names hold where they are annotated as Any, and variables that a function of ours gives."""
+ALWAYS = frozenset({"context"})
+"""Those of them that variables hold too, whatever they were assigned from."""
+UNDOCUMENTED = {
+    "get_plugin_registry": "IPluginRegistry",
+    "get_error": "ParserError",
+    "deserialize_cuda_engine": "ICudaEngine",
+    "create_execution_context": "IExecutionContext",
+}
 """Results whose Python classes the bindings' documentation does not name."""
 OF_RTX_ALONE = frozenset({"ComputeCapability", "num_compute_capabilities", "set_compute_capability"})
 """Names that TensorRT-RTX has beyond TensorRT; our code reaches them when compute capabilities are given."""
@@ -32,6 +42,7 @@ class Names(ast.NodeVisitor):
         self.problems: list[str] = []
         self.seen: set[str] = set()
         self.scope: dict[str, Any] = {}
+        self.fields: dict[str, Any] = {}  # of self, from where it is first assigned
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
         outer, self.scope = self.scope, dict(self.scope)
@@ -66,12 +77,22 @@ class Names(ast.NodeVisitor):
     def visit_Assign(self, node: ast.Assign) -> None:
         self.generic_visit(node)
         for target in node.targets:
-            if isinstance(target, ast.Name):
-                self.scope[target.id] = self.value(node.value)
-            elif isinstance(target, ast.Tuple):  # several made by a function of ours
-                for one in target.elts:
-                    if isinstance(one, ast.Name) and one.id in CALLED:
-                        self.scope[one.id] = self.instance(CALLED[one.id])
+            self.assign(target, node.value)
+
+    def assign(self, target: ast.expr, value: ast.expr) -> None:
+        if isinstance(target, ast.Name):
+            found = self.value(value)
+            named = CALLED[target.id] if found is None and target.id in ALWAYS else None
+            self.scope[target.id] = self.instance(named) if named else found
+        elif isinstance(target, ast.Attribute) and self.is_self(target.value):
+            self.fields[target.attr] = self.value(value)
+        elif isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+            for one, its in zip(target.elts, value.elts, strict=True):
+                self.assign(one, its)
+        elif isinstance(target, ast.Tuple):  # several made by a function of ours
+            for one in target.elts:
+                if isinstance(one, ast.Name) and one.id in CALLED:
+                    self.scope[one.id] = self.instance(CALLED[one.id])
 
     def visit_GeneratorExp(self, node: ast.GeneratorExp | ast.ListComp) -> None:
         for part in node.generators:
@@ -109,6 +130,9 @@ class Names(ast.NodeVisitor):
         """`trt.X.__init__(self)` and the like, which name their own object."""
         return isinstance(node.func, ast.Attribute) and isinstance(self.value(node.func.value), type)
 
+    def is_self(self, node: ast.expr) -> bool:
+        return isinstance(node, ast.Name) and node.id == "self"
+
     def is_module(self, node: ast.expr) -> bool:
         return isinstance(node, ast.Name) and node.id == "trt"
 
@@ -124,9 +148,13 @@ class Names(ast.NodeVisitor):
             return List(self.value(node.elt))
         if isinstance(node, ast.Subscript):
             found = self.value(node.value)
-            return found if isinstance(found, List) and isinstance(node.slice, ast.Slice) else None
+            if not isinstance(found, List):
+                return None
+            return found if isinstance(node.slice, ast.Slice) else found.item
         if not isinstance(node, ast.Attribute):
             return None
+        if self.is_self(node.value):
+            return self.fields.get(node.attr)
         holder = self.value(node.value)
         if holder is None:
             return None

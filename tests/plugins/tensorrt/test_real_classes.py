@@ -26,3 +26,15 @@ def test_tensorrt_has_what_our_code_uses(kernels_path: Path, tmp_path: Path) -> 
     count = re.fullmatch(r"checked (\d+) names of TensorRT 11\.4\..*", last)
     assert count is not None
     assert int(count[1]) > 50
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed (extra rtx)"
+)
+def test_tensorrt_rtx_has_what_the_runtime_uses() -> None:
+    command = [sys.executable, "-m", real_classes.__name__, "rtx"]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stderr
+    *problems, last = said.stdout.splitlines()
+    assert problems == []
+    assert re.fullmatch(r"checked \d+ names of TensorRT-RTX 1\..*", last)
