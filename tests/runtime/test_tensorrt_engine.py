@@ -121,10 +121,10 @@ def test_an_engine_that_does_not_load_is_told_with_what_is_here(
     monkeypatch: pytest.MonkeyPatch, built: BuiltEngine
 ) -> None:
     trt = installed(monkeypatch, FakeTensorRt("11.5.0", loads=False))
-    trt.says = ["The engine plan file is not compatible with this version of TensorRT"]
+    trt.says = ["The engine plan file is not compatible with this version"]
     common = (
         r"TensorRT 11\.5\.0 on a GPU of compute capability 9\.0 does not load .*engine\.plan, which was built by "
-        r"TensorRT 11\.4\.0 for compute capability 9\.0: The engine plan file is not compatible with this version of TensorRT\. "
+        r"TensorRT 11\.4\.0 for compute capability 9\.0: The engine plan file is not compatible with this version\. "
     )
     with pytest.raises(
         BadInput, match=common + r"Install tensorrt==11\.4\.0, or build the engine again with"
