@@ -24,7 +24,18 @@ from .section import Section, setting
 MAX_LENGTH_CAP = 4096
 """Tokens: without `export.max_length`, the most that is taken of a model's own limit; caches grow with it."""
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-weights", "fp8", "int4", "w4a8", "mixed")
+PRECISIONS = (
+    "fp32",
+    "fp16",
+    "bf16",
+    "int8",
+    "int8-weights",
+    "fp8",
+    "int4",
+    "int4-asymmetric",
+    "w4a8",
+    "mixed",
+)
 KV_DTYPES = ("float32", "float16", "bfloat16", "int8", "fp8")
 ALGORITHMS = ("rtn", "hqq", "gptq", "awq", "awq-gptq", "smoothquant", "adaround", "checkpoint")
 BLOCKS = (32, 64, 128)

@@ -51,6 +51,36 @@ QUANTIZED_GATHER = OperatorSchema(
     ),
 )
 
+QUANTIZED_EXPERT_LINEAR = OperatorSchema(
+    name="QuantizedExpertLinear",
+    meaning="ExpertLinear with quantized weights: each row is rounded as by QuantizedMatMul and multiplied with the "
+    "codes of expert expert_ids[r]; those of other experts are not read.",
+    inputs=(
+        Parameter("input", "T", "[rows, inputs]", "a row for each pair of a token and an expert of its"),
+        Parameter(
+            "weight",
+            "Codes",
+            "[experts, ...]",
+            "each expert's codes as QuantizedMatMul has them",
+        ),
+        Parameter(
+            "weight_scale",
+            "Scale",
+            "[experts, columns], or in blocks [experts]",
+            "step of the codes, or factor of the packed steps",
+        ),
+        Parameter("expert_ids", "Int", "[rows]", "0 to experts - 1"),
+    ),
+    outputs=(Parameter("output", "T", "[rows, columns]", "the products"),),
+    attributes=(
+        _BITS,
+        Attribute("columns", "int", None, "of the product"),
+        Attribute(
+            "input_blocks", "int", 0, "4 bits: 1 rounds each block of a row's inputs with a scale of its own"
+        ),
+    ),
+)
+
 FAKE_QUANTIZE_TOKENS = OperatorSchema(
     name="FakeQuantizeTokens",
     meaning="Each row of the last axis rounded to codes of -127 to 127 with a scale of its own and back: what "

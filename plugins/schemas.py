@@ -15,6 +15,7 @@ from .attention_operators import PAGED_ATTENTION as PAGED_ATTENTION
 from .operator_schema import TYPE_CONSTRAINTS, Attribute, Parameter
 from .operator_schema import OperatorSchema as OperatorSchema
 from .quantized_operators import FAKE_QUANTIZE_TOKENS as FAKE_QUANTIZE_TOKENS
+from .quantized_operators import QUANTIZED_EXPERT_LINEAR as QUANTIZED_EXPERT_LINEAR
 from .quantized_operators import QUANTIZED_GATHER as QUANTIZED_GATHER
 from .quantized_operators import QUANTIZED_MATMUL as QUANTIZED_MATMUL
 
@@ -184,6 +185,7 @@ OPERATORS: Mapping[str, OperatorSchema] = {
         EMBED_LAYER_NORMALIZATION,
         QUANTIZED_MATMUL,
         QUANTIZED_GATHER,
+        QUANTIZED_EXPERT_LINEAR,
         FAKE_QUANTIZE_TOKENS,
     )
 }

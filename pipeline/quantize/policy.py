@@ -28,8 +28,9 @@ class Policy:
 
     `smallest`: elements of a matrix below which it does not pay. `tables`: whether rows of Gather are quantized too;
     those that share their weight with a product always are. `static_only`: activations have one scale, fixed
-    beforehand. `zero_points`: whether activations may be asymmetric; `refusal` says why not. `refused`: precisions
+    beforehand. `zero_points`: whether schemes may be asymmetric; `refusal` says why not. `refused`: precisions
     that the target does not take, with the reason. `signed_scales`: whether scales of int4 weights may be negative.
+    `experts`: whether matrices of mixtures of experts are quantized.
     `half_scales`: whether scales of blocks have float16's 11 bits, as the target's packed weights keep them; they are
     rounded here, so that the quantized graph and the engine have the same.
     """
@@ -43,7 +44,7 @@ class Policy:
     refused: Mapping[str, str] = field(default_factory=dict)
     convolved: Scheme = _SYMMETRIC
     signed_scales: bool = False
-
+    experts: bool = False
     half_scales: bool = False
 
     def stored(self, made: Quantized) -> Quantized:
@@ -51,11 +52,14 @@ class Policy:
         if not self.half_scales or made.scheme.granularity != "block" or made.scales.ndim != 2:
             return made
         return replace(made, scales=storable_scales(made.scales))
+
     def adapted(self, layer: LayerSchemes) -> LayerSchemes:
         """`layer` as this target runs it. Raises BadInput for schemes that it cannot."""
         weight, scheme = layer.weight, layer.activation
         if self.signed_scales and weight is not None and weight.format == "int4" and weight.symmetric:
             layer = replace(layer, weight=replace(weight, signed_scales=True))
+        if weight is not None and not weight.symmetric and not self.zero_points:
+            raise BadInput(f"target {self.target!r} takes no asymmetric weights ({weight}): {self.refusal}")
         if scheme is None:
             return layer
         if not scheme.symmetric and not self.zero_points:
@@ -72,7 +76,8 @@ _TENSORRT = Policy(
     tables=False,
     static_only=True,
     zero_points=False,
-    refusal="its QuantizeLinear takes no zero point other than 0; give a symmetric scheme",
+    refusal="its Q/DQ nodes take no zero point other than 0; give a symmetric scheme",
+    refused={"int4-asymmetric": "its DequantizeLinear takes no zero point other than 0; take int4"},
 )
 _NO_HALVES = "ONNX Runtime has no 16-bit products on a CPU and would convert to float32 and back; take int8"
 
@@ -84,12 +89,13 @@ POLICIES: Mapping[str, Policy] = {
             "uint8", symmetric=False
         ),  # after a ReLU zero is the lowest code, and none is unused
         signed_scales=True,
+        experts=True,
+        half_scales=True,
     ),
     "onnxruntime-cuda": Policy("onnxruntime-cuda"),
     "tensorrt": _TENSORRT,
     "tensorrt-rtx": replace(_TENSORRT, target="tensorrt-rtx"),
 }
-        half_scales=True,
 
 
 def policy_of(target: str, precision: str) -> Policy:

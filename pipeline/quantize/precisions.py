@@ -35,13 +35,14 @@ def layer_schemes(precision: str, block: int) -> LayerSchemes:
         "int8": LayerSchemes(Scheme("int8", "channel"), DYNAMIC_INT8),
         "int8-weights": LayerSchemes(Scheme("int8", "block", block)),
         "int4": LayerSchemes(blocks),
+        "int4-asymmetric": LayerSchemes(Scheme("int4", "block", block, symmetric=False)),
         "w4a8": LayerSchemes(blocks, DYNAMIC_INT8),
         "fp8": LayerSchemes(Scheme("e4m3", "channel"), Scheme("e4m3")),
     }
     return known[precision]
 
 
-LAYER_PRECISIONS = ("fp32", "int8", "int8-weights", "int4", "w4a8", "fp8")
+LAYER_PRECISIONS = ("fp32", "int8", "int8-weights", "int4", "int4-asymmetric", "w4a8", "fp8")
 """What one layer can be, and so what a file for precision mixed may say."""
 
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from model_repo.runtime.errors import SlipwayError
-from plugins.schemas import DOMAIN, FAKE_QUANTIZE_TOKENS
+from plugins.schemas import DOMAIN, EXPERT_LINEAR, FAKE_QUANTIZE_TOKENS
 
 from .precisions import LayerSchemes
 
-_PRODUCTS = ("MatMul", "Gemm", "Conv")
+_PRODUCTS = frozenset((("", "MatMul"), ("", "Gemm"), ("", "Conv"), (DOMAIN, EXPERT_LINEAR.name)))
 
 if TYPE_CHECKING:
     from .write import Written
@@ -28,7 +28,7 @@ def verify(model: ir.Model, written: Written) -> None:
 def _products(model: ir.Model, wanted: Mapping[str, LayerSchemes]) -> list[str]:
     problems, seen = [], set()
     for node in model.graph:
-        if node.op_type not in _PRODUCTS or node.domain != "":
+        if (node.domain, node.op_type) not in _PRODUCTS:
             continue
         name = node.name or ""
         layer = wanted.get(name)
@@ -52,7 +52,8 @@ def _strays(model: ir.Model) -> list[str]:
         if not (_is_dequantized(node.outputs[0]) or _is_fake(node)):
             continue
         for reader, place in node.outputs[0].uses():
-            fits = (reader.op_type in _PRODUCTS and place < 2) or (reader.op_type == "Gather" and place == 0)
+            product = (reader.domain, reader.op_type) in _PRODUCTS
+            fits = (product and place < 2) or (reader.op_type == "Gather" and place == 0)
             if not fits:
                 problems.append(f"{reader.op_type} {reader.name} reads the quantized {node.outputs[0].name}")
     return problems

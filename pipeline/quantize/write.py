@@ -16,6 +16,7 @@ from model_repo.runtime.errors import BadInput
 from plugins.schemas import DOMAIN
 
 from .convolutions import convolutions, write_convolutions
+from .experts import experts_of, write_experts
 from .nodes import ActivationScale, dequantized, rounded
 from .policy import Policy
 from .precisions import LayerSchemes
@@ -64,7 +65,7 @@ def write(
     rounder: Rounder = nearest,
     scale_of: ActivationScale | None = None,
 ) -> Written:
-    """Quantizes the products and convolutions whose weights `schemes` names, and the products' tables, in place.
+    """Quantizes the products, experts and convolutions that `schemes` names by their weights, and the products' tables.
 
     Raises BadInput: the target cannot run a scheme, a scale that is needed is missing, weights that are not finite.
     """
@@ -113,14 +114,16 @@ def write(
         if table in weights:
             node.replace_input_with(0, weights[table])
             tables[table.name or ""] = stored[table]
+    routed = write_experts(model, policy, schemes)
     convolved = write_convolutions(model, schemes, scale_of)
     kept = tuple(value.name or "" for value in first if value not in weights)
+    kept += tuple(layer.name for layer in experts_of(model, policy))
     kept += tuple(layer.name for layer in convolutions(model))
     passes.RemoveUnusedNodesPass()(model)
     model.graph.sort()
     if any(node.domain == DOMAIN for node in model.graph):
         model.opset_imports[DOMAIN] = 1
-    return Written({**products, **convolved}, tables, kept)
+    return Written({**products, **routed, **convolved}, tables, kept)
 
 
 def _pays(weight: ir.Value, policy: Policy) -> bool:

@@ -72,6 +72,7 @@ def _inputs(context: BuildContext) -> list[Path]:
 def _run(context: BuildContext) -> Product:
     from pipeline.graph import load_graph, save_graph
     from pipeline.quantize.convolutions import convolution_schemes
+    from pipeline.quantize.experts import expert_schemes, experts_of
     from pipeline.quantize.kv import quantize_pools
     from pipeline.quantize.policy import policy_of
     from pipeline.quantize.precisions import schemes_of
@@ -90,7 +91,9 @@ def _run(context: BuildContext) -> Product:
     layers = layers_of(model, policy)
     convolved = _convolved(context, model)
     names = [layer.name for layer in layers]
-    chosen = _chosen(Path(recipe.layers), {*names, *convolved}) if recipe.layers is not None else None
+    experts = [layer.name for layer in experts_of(model, policy)]
+    known = {*names, *experts, *convolved}
+    chosen = _chosen(Path(recipe.layers), known) if recipe.layers is not None else None
     schemes = {name: policy.adapted(found) for name, found in schemes_of(recipe, names, chosen).items()}
     fixed: Mapping[str, float] = {}
     if recipe.algorithm == CHECKPOINT:
@@ -101,6 +104,7 @@ def _run(context: BuildContext) -> Product:
     else:
         _refuse_factors(recipe, schemes)
         rounder = _rounder(context, model, schemes)
+        schemes |= expert_schemes(schemes_of(recipe, experts, chosen))
     if convolved:
         schemes |= convolution_schemes(model, policy, recipe.precision, chosen)
     if recipe.bias_correction:

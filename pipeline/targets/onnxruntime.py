@@ -32,7 +32,7 @@ DESCRIPTOR = TargetDescriptor(
     name="onnxruntime",
     cache="paged",
     buckets=BucketRule(min_tokens=1, token_multiple=1),
-    precisions=("fp32", "int8", "int8-weights", "fp8", "int4", "w4a8", "mixed"),
+    precisions=("fp32", "int8", "int8-weights", "fp8", "int4", "int4-asymmetric", "w4a8", "mixed"),
     kv_dtypes=("float32", "int8", "fp8"),
 )
 _IR_VERSION = 13
@@ -70,8 +70,12 @@ class OnnxRuntimeTarget:
 
         from .convolutions import lower_convolutions
         from .quantized import lower_products
+        from .quantized_blocks import lower_zero_points
+        from .quantized_experts import lower_experts
 
         lower_products(model)
+        lower_zero_points(model)
+        lower_experts(model)
         lower_convolutions(model)
         _multiply_by_rows(model)
         if kind == "decoder":

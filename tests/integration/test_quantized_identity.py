@@ -23,6 +23,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "int8": {"precision": "int8"},
     "int8-weights": {"precision": "int8-weights"},
     "int4": {"precision": "int4"},
+    "int4-asymmetric": {"precision": "int4-asymmetric"},
     "w4a8": {"precision": "w4a8"},
     "fp8": {"precision": "fp8"},
     "kv int8": {"kv_dtype": "int8"},

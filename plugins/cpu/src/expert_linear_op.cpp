@@ -3,6 +3,7 @@
 #include <string>
 #include <vector>
 
+#include "expert_rows.h"
 #include "kernels.h"
 #include "paged_attention_op.h"
 
@@ -33,31 +34,18 @@ void run_expert_linear(bool transposed, const ort::Call& call) {
   const int64_t n_rows = input.shape[0], experts = weight.shape[0], out = weight.shape[transposed ? 2 : 1];
   const int64_t shape[] = {n_rows, out};
   auto* output = static_cast<float*>(call.output(0, shape, 2));
-  const auto* expert_of = ids.as<int32_t>();
-
-  std::vector<int32_t> begin(size_t(experts) + 1, 0), rows(static_cast<size_t>(n_rows));
-  for (int64_t r = 0; r < n_rows; ++r) {
-    if (expert_of[r] < 0 || expert_of[r] >= experts) {
-      throw InvalidArgument("expert_ids[" + std::to_string(r) + "] is " + std::to_string(expert_of[r]) + "; there are " +
-                            std::to_string(experts) + " experts");
-    }
-    ++begin[size_t(expert_of[r]) + 1];
-  }
-  for (int64_t e = 0; e < experts; ++e) begin[size_t(e) + 1] += begin[size_t(e)];
-  std::vector<int32_t> next(begin.begin(), begin.end() - 1);
-  for (int64_t r = 0; r < n_rows; ++r) rows[size_t(next[size_t(expert_of[r])]++)] = int32_t(r);
-
+  const ExpertRows sorted = rows_by_expert(ids.as<int32_t>(), n_rows, experts);
   std::vector<Piece> pieces;
   for (int e = 0; e < int(experts); ++e) {
-    if (begin[size_t(e)] == begin[size_t(e) + 1]) continue;
+    if (sorted.begin[size_t(e)] == sorted.begin[size_t(e) + 1]) continue;
     for (int64_t first = 0; first < out; first += kOutputsPerPiece) pieces.push_back({e, first});
   }
   const ExpertLinear linear{input.as<float>(), weight.as<float>(), output, input.shape[1], out, transposed};
   const Kernels& kernels = active_kernels();
   auto compute = [&](size_t i) {
     const auto [expert, first] = pieces[i];
-    const int32_t from = begin[size_t(expert)], to = begin[size_t(expert) + 1];
-    kernels.expert_linear(linear, expert, rows.data() + from, to - from, first,
+    const int32_t from = sorted.begin[size_t(expert)], to = sorted.begin[size_t(expert) + 1];
+    kernels.expert_linear(linear, expert, sorted.rows.data() + from, to - from, first,
                           std::min(out, first + kOutputsPerPiece));
   };
   call.parallel_for(pieces.size(), compute);

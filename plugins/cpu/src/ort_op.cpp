@@ -203,6 +203,16 @@ struct QuantizedGatherNode {
   void run(const Call& call) const { run_quantized_gather(attributes, size, call); }
 };
 
+struct QuantizedExpertLinearNode {
+  static constexpr const char* kName = "QuantizedExpertLinear";
+  const Api& api;
+  QuantizedAttributes attributes;
+
+  QuantizedExpertLinearNode(const Api& table, const KernelInfo* info)
+      : api(table), attributes(quantized_attributes(table, info)) {}
+  void run(const Call& call) const { run_quantized_expert_linear(attributes, call); }
+};
+
 struct FakeQuantizeTokensNode {
   static constexpr const char* kName = "FakeQuantizeTokens";
   const Api& api;
@@ -305,6 +315,7 @@ Domain* make_domain(const Api& api) {
           {5, 1, {kFloat, kUInt8, kFloat, kFloat, kFloat}, {kFloat}, bits(3, 4), 0}),
       make_operator<QuantizedGatherNode>({3, 1, {kUInt8, kFloat, kInt32}, {kFloat}, 0, 0}),
       make_operator<QuantizedGatherNode>({3, 1, {kUInt8, kFloat, kInt64}, {kFloat}, 0, 0}),
+      make_operator<QuantizedExpertLinearNode>({4, 1, {kFloat, kUInt8, kFloat, kInt32}, {kFloat}, 0, 0}),
       make_operator<FakeQuantizeTokensNode>({1, 1, {kFloat}, {kFloat}, 0, 0}),
   };
   Domain* domain = nullptr;

@@ -34,6 +34,7 @@ void run_swiglu(const ort::Call& call);
 void run_expert_linear(bool transposed, const ort::Call& call);
 void run_quantized_matmul(const QuantizedAttributes& attributes, const ort::Call& call);
 void run_quantized_gather(const QuantizedAttributes& attributes, int64_t size, const ort::Call& call);
+void run_quantized_expert_linear(const QuantizedAttributes& attributes, const ort::Call& call);
 void run_fake_quantize_tokens(const ort::Call& call);
 
 }  // namespace slipway::cpu
