@@ -6,8 +6,10 @@ host: the kernel takes penalties from counts of tokens that are kept on the devi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import repeat
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +18,7 @@ from .device import Device
 from .kernel_library import Enqueued, Kernels, KernelTensor
 from .output import TokenLogprob
 from .packed_arrays import PackedArrays, Part
-from .request import MAX_LOGPROBS
+from .request import MAX_LOGPROBS, SamplingParams
 from .sampler import NO_TOKEN, Row, Sampled
 
 _PARAMETERS = (
@@ -63,6 +65,7 @@ class DeviceSampler:
         )
         self._memory = device.allocate(self._results.end + self._workspace_bytes)
         self._calls: dict[tuple[int, bool], Enqueued] = {}
+        self._filled: dict[int, tuple[int, list[SamplingParams]]] = {}  # by address: what lies there
 
     @property
     def tokens(self) -> int:
@@ -78,16 +81,22 @@ class DeviceSampler:
         """Writes parameters of `count` rows to the beginning of `memory`: `rows`, and then ones that nobody reads."""
         views = parameters(count).views(memory)
         given = len(rows)
+        views["seed"][:given] = [row.seed for row in rows]
+        views["position"][:given] = [row.position for row in rows]
+        params = [row.params for row in rows]
+        before = self._filled.get(memory.ctypes.data)
+        if before == (count, params):  # the same requests as in the last step that this memory held
+            return
         for name, values in (
-            ("seed", [row.seed for row in rows]),
-            ("position", [row.position for row in rows]),
-            ("temperature", [0.0 if row.params.greedy else row.params.temperature for row in rows]),
-            ("top_k", [min(row.params.top_k, self._vocab) for row in rows]),
-            ("top_p", [row.params.top_p for row in rows]),
-            ("min_p", [row.params.min_p for row in rows]),
+            ("temperature", [0.0 if each.greedy else each.temperature for each in params]),
+            ("top_k", [min(each.top_k, self._vocab) for each in params]),
+            ("top_p", [each.top_p for each in params]),
+            ("min_p", [each.min_p for each in params]),
         ):
             views[name][:given] = values
-            views[name][given:] = name == "top_p"
+        for name, view in views.items():
+            view[given:] = name == "top_p"
+        self._filled[memory.ctypes.data] = count, params
 
     def enqueue(self, count: int, logprobs: bool) -> None:
         """Queues the choice of tokens for the first `count` rows of the logits."""
@@ -106,25 +115,30 @@ class DeviceSampler:
         size = self._results.end if logprobs else 4 * count
         self._device.download(memory[:size], self._memory)
 
-    def results(self, memory: npt.NDArray[np.uint8], rows: Sequence[Row]) -> list[Sampled]:
+    def results(self, memory: npt.NDArray[np.uint8], rows: Sequence[Row], logprobs: bool) -> list[Sampled]:
         """What was downloaded, for each of `rows`."""
         views = self._results.views(memory)
         tokens = views["token"][: len(rows)].tolist()
-        sampled = []
-        for place, (row, token) in enumerate(zip(rows, tokens, strict=True)):
-            wanted, logprob = row.params.logprobs, None
-            if token != NO_TOKEN and wanted is not None:
-                top = zip(
-                    views["top_ids"][place].tolist(), views["top_log_probs"][place].tolist(), strict=True
-                )
-                chosen = float(views["token_log_prob"][place])
-                logprob = TokenLogprob(token, chosen, tuple(top)[:wanted])
-            sampled.append(Sampled(token, logprob))
-        return sampled
+        if not logprobs:
+            return list(map(Sampled, tokens, repeat(None)))
+        return [
+            Sampled(token, None)
+            if row.params.logprobs is None or token == NO_TOKEN
+            else Sampled(token, self._logprob(views, place, token, row.params.logprobs))
+            for place, (row, token) in enumerate(zip(rows, tokens, strict=True))
+        ]
 
     def close(self) -> None:
         """Gives its memory back."""
         self._device.free(self._memory)
+
+    def _logprob(
+        self, views: Mapping[str, npt.NDArray[Any]], place: int, token: int, wanted: int
+    ) -> TokenLogprob:
+        ids, values = (views[name][place, :wanted].tolist() for name in ("top_ids", "top_log_probs"))
+        return TokenLogprob(
+            token, float(views["token_log_prob"][place]), tuple(zip(ids, values, strict=True))
+        )
 
     def _tensors(self, count: int, logprobs: bool, results: int = 0) -> dict[str, KernelTensor]:
         packed = parameters(count)

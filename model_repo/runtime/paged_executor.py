@@ -114,12 +114,12 @@ class PagedExecutor:
             return Launched(None, lambda: sampled)
         staging, count = self._queue(step, rows, carried)
         self._host_tokens = None
+        logprobs = any(row.params.logprobs is not None for row in rows)
         if sampler is not None and rows:
-            logprobs = any(row.params.logprobs is not None for row in rows)
             sampler.enqueue(count, logprobs)
             sampler.download(staging.results, len(rows), logprobs)
         staging.step = Launched(
-            self._device.record(), lambda: sampler.results(staging.results, rows) if sampler else []
+            self._device.record(), lambda: sampler.results(staging.results, rows, logprobs) if sampler else []
         )
         return staging.step
 
