@@ -142,6 +142,10 @@ class QuantizeRecipe(Section):
         None, "precision mixed: a JSON file with the precision of each weight by its name"
     )
 
+    keep_float32: tuple[str, ...] = setting(
+        (), "TensorRT: names of nodes that stay in float32; auto: those that 16 bit is found to be too little for"
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.block not in BLOCKS:
@@ -261,6 +265,14 @@ class Recipe(Section):
     accept: AcceptRecipe = field(default_factory=AcceptRecipe)
     serve: ServeRecipe = field(default_factory=ServeRecipe)
     parity: ParityRecipe = field(default_factory=ParityRecipe)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.quantize.keep_float32 and not self.target.name.startswith("tensorrt"):
+            raise BadInput(
+                f"quantize.keep_float32 is {list(self.quantize.keep_float32)}; target {self.target.name} takes no such "
+                "choice, which tensorrt and tensorrt-rtx do"
+            )
 
     @classmethod
     def for_model(cls, model: str, target: str = "onnxruntime") -> Recipe:

@@ -62,14 +62,14 @@ def _plan(plan: PlanReport) -> list[Table]:
 
     from .screen import add_row
 
-    table = Table("engine", "format", "bytes", "compute capabilities", "layers")
-    if plan.problems:
-        table.caption = "; ".join(plan.problems)
+    chips = f"for compute capability {', '.join(plan.chips)}" if plan.chips else ""
+    table = Table(
+        "engine", "format", "bytes", "layers", caption="; ".join(filter(None, (chips, *plan.problems)))
+    )
     known = "as the builder reported them; deserializing the engine takes a GPU's driver"
     missing = "not known: no record of its build lies beside it, and deserializing it takes a GPU's driver"
     found = missing if plan.record is None else known
-    chips = ", ".join(plan.chips) or "not known"
-    add_row(table, Path(plan.path).name, f"{plan.title} {plan.version}", in_words(plan.bytes), chips, found)
+    add_row(table, Path(plan.path).name, f"{plan.title} {plan.version}", in_words(plan.bytes), found)
     if plan.record is None:
         return [table]
     return [table, made_table(plan.record), shapes_table(plan.record), options_table(plan.record)]

@@ -59,13 +59,14 @@ def emulate(model: ir.Model, plan: Plan) -> None:
 def widen(model: ir.Model, precision: Precision) -> None:
     """A 16-bit graph with the same numbers in float32, in place: what nodes make in the type is rounded to it."""
     narrow, wide = TYPES[precision], ir.TensorType(ir.DataType.FLOAT)
-    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+    for value in model.graph.inputs:
         if value.dtype == narrow:
             value.type = wide
-            if value.const_value is not None:
-                array = value.const_value.numpy().astype(np.float32)
-                value.const_value = ir.Tensor(array, name=value.name)
-    for node in list(model.graph):
+    nodes = list(model.graph)
+    for value in list(model.graph.initializers.values()):
+        if value.dtype == narrow and not value.is_graph_input():
+            _read_wide(model.graph, value, wide)
+    for node in nodes:
         for made in node.outputs:
             if made.dtype != narrow:
                 continue
@@ -74,6 +75,18 @@ def widen(model: ir.Model, precision: Precision) -> None:
                 if name in node.attributes:
                     node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.FLOAT))
             _round_output(model.graph, made, narrow)
+
+
+def _read_wide(graph: ir.Graph, value: ir.Value, wide: ir.TypeProtocol) -> None:
+    """Everyone who read the constant reads a cast of it: what is stored stays as it is."""
+    result = ir.Value(name=f"{value.name}.widened", type=wide, shape=value.shape)
+    readers = list(value.uses())
+    cast = ir.node(
+        "Cast", [value], {"to": int(ir.DataType.FLOAT)}, outputs=[result], name=f"{value.name}.widened.cast"
+    )
+    graph.insert_before(graph[0], cast)
+    for node, place in readers:
+        node.replace_input_with(place, result)
 
 
 def _end_in_float32(graph: ir.Graph, value: ir.Value, narrow: ir.DataType) -> None:

@@ -19,6 +19,8 @@ from pipeline.workspace import ENGINE, EXPORTED, FUSED, QUANTIZED, STAGING, WEIG
 
 from .context import EXAMPLES, BuildContext, ModelFacts, parity_inputs
 
+KEEPING = "--keep-float32 NODE leaves a node in float32, --keep-float32 auto searches for those that need it"
+
 
 def graphs(recipe: Recipe) -> Mapping[str, str]:
     """File name of each stage's graph, in the order of the stages."""
@@ -45,6 +47,8 @@ def diagnosis(context: BuildContext, stage: str, product: Product) -> list[str]:
 def _between_graphs(context: BuildContext, stage: str, product: Product) -> list[str]:
     names = graphs(context.recipe)
     before = list(names)[list(names).index(stage) - 1]
+    if stage == "lower" and context.recipe.target.name.startswith("tensorrt"):
+        return _in_lowering(context, before, product)
     facts, inputs = context.facts_after(stage), context.parity_inputs()
 
     def feeds() -> list[Feeds]:
@@ -56,6 +60,31 @@ def _between_graphs(context: BuildContext, stage: str, product: Product) -> list
         borrow_notes(candidate, wanted)
     found = walk(GraphReference(wanted, feeds()), candidate, feeds)
     return explain(found, stage, before)
+
+
+def _in_lowering(context: BuildContext, before: str, product: Product) -> list[str]:
+    """For graphs in 16 bit, with codes or plugins in them, and decoders whose caches may be linear."""
+    from pipeline.parity.sessions import computable_graph
+    from pipeline.parity.whole_prompts import whole_prompts
+    from pipeline.targets import get_target
+
+    names, recipe = graphs(context.recipe), context.recipe
+    facts, inputs = context.facts_after("lower"), context.parity_inputs()
+    wanted = comparable_graph(context.workspace.path(names[before]))
+    candidate = computable_graph(product.files[names["lower"]])
+    linear = get_target(recipe.target.name).descriptor.cache == "linear"
+
+    def feeds() -> list[Feeds]:
+        if facts.kind != "decoder":
+            return graph_feeds(facts.kind, facts.kv, inputs)
+        return whole_prompts(candidate, facts.kv, inputs, linear)
+
+    reference = feeds()
+    if facts.kind == "decoder":
+        reference = whole_prompts(wanted, context.facts_after(before).kv, inputs, linear=False)
+    lines = explain(walk(GraphReference(wanted, reference), candidate, feeds), "lower", before)
+    more = "" if recipe.quantize.precision == "bf16" else "; --precision bf16 has float32's range"
+    return [*lines, f"{KEEPING}{more}"]
 
 
 def _in_export(context: BuildContext, product: Product) -> list[str]:

@@ -12,6 +12,7 @@ CODE = (
     "pipeline/precision",
     "pipeline/steps/lower.py",
     "pipeline/steps/encoder_graph.py",
+    "pipeline/steps/islands.py",
     *PARITY_CODE,
 )
 PACKAGES = ("onnx", "onnx-ir", "onnxruntime")
@@ -40,13 +41,15 @@ def _run(context: BuildContext) -> Product:
     from .comparing import compared
     from .comparing_linear import compared_linear
     from .encoder_graph import rewritten
+    from .islands import nodes_in_float32
 
     stage_before = context.before_lowering
     before = context.workspace.path(QUANTIZED if stage_before == "quantize" else FUSED)
     name = lowered(context.recipe.target.name)
     model = load_graph(before)
     target = get_target(context.recipe.target.name)
-    settings = Lowering(context.recipe.quantize.precision, context.facts.max_length)
+    kept = nodes_in_float32(context, before)
+    settings = Lowering(context.recipe.quantize.precision, context.facts.max_length, kept)
     target.lower(model, context.facts.kind, settings)
     saved = save_graph(model, context.workspace.staged(name))
     encoder = rewritten(context, FUSED, name, lambda graph: target.lower(graph, "tensors"))

@@ -57,10 +57,12 @@ class TargetDescriptor:
 
 @dataclass(frozen=True)
 class Lowering:
-    """What else decides how a graph is lowered: the recipe's precision, and a decoder's longest sequence in tokens."""
+    """What else decides how a graph is lowered: the recipe's precision, a decoder's longest sequence in tokens, and
+    names of nodes that stay in float32 beside 16 bit."""
 
     precision: str = "fp32"
     max_length: int = 0
+    keep_float32: tuple[str, ...] = ()
 
 
 AS_IT_IS = Lowering()

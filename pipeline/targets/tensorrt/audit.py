@@ -5,7 +5,8 @@ The builder would say so too, in its own words and one node at a time; here all 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import onnx
@@ -53,6 +54,18 @@ def mixed_types(model: ir.Model) -> list[MixedTypes]:
                 types = {name: dtype.name.lower() for name, dtype in group.items()}
                 found.append(MixedTypes(node.name or "", node.op_type, types))
     return found
+
+
+def check_kept(model: ir.Model, names: Collection[str]) -> None:
+    """Raises BadInput for names that no node of the lowered graph has, with those that are like it."""
+    known = [node.name or "" for node in model.graph]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], known, n=_SHOWN)
+        raise BadInput(
+            f"quantize.keep_float32 names {unknown[0]!r}, and the lowered graph has no node of that name"
+            f"{'; it has ' + ', '.join(near) if near else ''}; `slipway parity` names the nodes that depart"
+        )
 
 
 def check_types(model: ir.Model) -> None:

@@ -102,23 +102,27 @@ class TensorRtTarget:
         Raises BadInput for what these do not have, weights that do not fit the type, nodes that are
         left with mixed types, and what TensorRT would compute otherwise without a word.
         """
+        from onnx_ir.passes import common as passes
+
         from pipeline.targets.native.linear import lower_to_linear
         from pipeline.targets.native.precision import narrow
         from pipeline.targets.native.standard import write_out
 
         from .attention import check_attention
-        from .audit import check_types
+        from .audit import check_kept, check_types
         from .plugin_form import lower_to_plugins
 
         precision: Precision = "bf16" if settings.precision == "bf16" else "fp16"
         if kind == "decoder" and self._descriptor.cache == "paged":
-            lower_to_plugins(model, precision)
+            lower_to_plugins(model, precision, settings.keep_float32)
         else:
             if kind == "decoder":
                 lower_to_linear(model, settings.max_length)
             else:
                 write_out(model, keep=frozenset())
-            narrow(model, precision)
+                passes.ShapeInferencePass()(model)  # graphs of other tools may tell no types between their nodes
+            narrow(model, precision, settings.keep_float32)
+        check_kept(model, settings.keep_float32)
         check_types(model)
         check_attention(model)
         model.ir_version = min(model.ir_version, _IR_VERSION)
