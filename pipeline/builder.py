@@ -22,6 +22,7 @@ from .recipe import Recipe
 from .stages import Parity, Product, Progress, Runner, Silent, Stage, StageRow
 from .steps import calibrate as calibrate_step
 from .steps import compile as compile_step
+from .steps import compile_graph as compile_graph_step
 from .steps import compile_plan as compile_plan_step
 from .steps import emit as emit_step
 from .steps import evaluate as evaluate_step
@@ -48,13 +49,14 @@ STEPS: Mapping[str, Callable[[BuildContext], Stage]] = {
 
 def _compiling(context: BuildContext) -> ModuleType:
     """The module of the stage compile for the recipe's target."""
-    executed = get_target(context.recipe.target.name).descriptor.executed
-    return compile_step if executed else compile_plan_step
+    target = get_target(context.recipe.target.name).descriptor
+    if target.on_cpu:
+        return compile_step
+    return compile_graph_step if target.engine == ENGINE else compile_plan_step
 
 
 EXTRA: Mapping[str, Callable[[Recipe], bool]] = {
     "calibrate": calibrate_step.needed,
-    "emit": emit_step.needed,
     "evaluate": evaluate_step.needed,
     "quantize": quantize_step.needed,
 }

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from model_repo.runtime.engine_files import verify_engine
 from model_repo.runtime.errors import BadInput, GateFailed
-from model_repo.runtime.executed import EXECUTED
+from model_repo.runtime.executed import ON_CPU
 from model_repo.runtime.manifest import Manifest, sha256_of_json
 
 from .builder import stages_of
@@ -130,7 +130,7 @@ def _parity(workspace: Workspace, manifests: dict[str, Manifest]) -> Iterator[Fi
     yield Finding(RECIPE)
     for stage, manifest in manifests.items():
         tolerance = recipe.parity.of(stage, recipe.quantize)
-        built_only = manifest.engine is not None and manifest.engine.target not in EXECUTED
+        built_only = manifest.engine is not None and manifest.engine.target not in ON_CPU
         if tolerance is None or built_only:
             continue
         what = f"{stage}: parity, {in_words(manifest.parity)}"

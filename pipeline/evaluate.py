@@ -17,7 +17,7 @@ from calibration.report.subject import Subject
 from calibration.samples.kept import TOKENS_FILE, read_samples
 from model_repo.runtime.contract import EngineSpec
 from model_repo.runtime.errors import BadInput
-from model_repo.runtime.executed import check_target
+from model_repo.runtime.executed import check_on_cpu
 from model_repo.runtime.manifest import Manifest
 from model_repo.runtime.onnxruntime_executor import session
 from model_repo.runtime.tokenizer import Tokenizer
@@ -66,7 +66,7 @@ def evaluate(
         raise BadInput(
             f"{folder} holds a vision-language model, which is not evaluated; decoders and encoders are"
         )
-    check_target(folder, spec)
+    check_on_cpu(folder, spec, "evaluated")
     count = spec.threads if threads is None else threads
     candidate = _engine(folder, spec, folder / ENGINE, count)
     reference = _reference(folder, against, spec, count, compare_always)

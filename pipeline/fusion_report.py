@@ -81,7 +81,7 @@ def inspect_fusion(folder: Path, rounds: int = ROUNDS) -> FusionTable:
     """
     from .recipe import Recipe
     from .steps.context import BuildContext
-    from .targets import check_executed
+    from .targets import check_on_cpu
 
     if rounds < 1:
         raise BadInput(f"{rounds} rounds cannot be measured; give 1 or more")
@@ -89,7 +89,7 @@ def inspect_fusion(folder: Path, rounds: int = ROUNDS) -> FusionTable:
         raise BadInput(f"{folder} holds no build; give a folder that `slipway build` wrote")
     context = BuildContext(Recipe.load(folder / RECIPE), Workspace(folder), exports=False)
     context.required("export")
-    check_executed(context.recipe.target.name)
+    check_on_cpu(context.recipe.target.name, "measuring fusion rules")
     fusion = context.recipe.fuse
     with tempfile.TemporaryDirectory(dir=folder, prefix=STAGING) as scratch:
         whole = _engine(context, fusion, Path(scratch) / "whole")

@@ -39,7 +39,9 @@ PRECISIONS = (
 KV_DTYPES = ("float32", "float16", "bfloat16", "int8", "fp8")
 ALGORITHMS = ("rtn", "hqq", "gptq", "awq", "awq-gptq", "smoothquant", "adaround", "checkpoint")
 BLOCKS = (32, 64, 128)
-TARGETS = ("onnxruntime", "tensorrt-rtx", "tensorrt")
+TARGETS = ("onnxruntime", "onnxruntime-cuda", "tensorrt-rtx", "tensorrt")
+_OWN_BLOCKS: Mapping[str, int] = {"onnxruntime-cuda": 256}
+"""Tokens of a cache block where a target wants others than most: its FlashAttention takes these with any heads."""
 FLOATS: Mapping[str, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 """Precisions without codes, with the element type that pools have beside them."""
 CALIBRATION_METHODS = ("minmax", "average", "percentile", "entropy", "mse")
@@ -143,7 +145,8 @@ class QuantizeRecipe(Section):
     )
 
     keep_float32: tuple[str, ...] = setting(
-        (), "TensorRT: names of nodes that stay in float32; auto: those that 16 bit is found to be too little for"
+        (),
+        "TensorRT: names of nodes that stay in float32; auto: those that 16 bit is found to be too little for",
     )
 
     def __post_init__(self) -> None:
@@ -281,9 +284,13 @@ class Recipe(Section):
 
     @classmethod
     def from_dict(cls, data: Any, where: str = "") -> Recipe:
-        """As `Section.from_dict`; a precision and a type of pools that are not given are the target's own."""
+        """As `Section.from_dict`; a precision, a type of pools and a size of blocks that are not given are the target's
+        own."""
         recipe = super().from_dict(data, where)
         quantize, given = recipe.quantize, (data or {}).get("quantize") or {}
+        own_blocks = _OWN_BLOCKS.get(recipe.target.name)
+        if own_blocks is not None and "block_size" not in ((data or {}).get("target") or {}):
+            recipe = replace(recipe, target=replace(recipe.target, block_size=own_blocks))
         if recipe.target.name == "onnxruntime":
             return recipe
         if "precision" not in given:

@@ -71,6 +71,7 @@ class EnsembleStep:
 class ModelConfig:
     """A config.pbtxt. Either a Python-backend model or, with `steps`, an ensemble.
 
+    `gpus`: numbers of the GPUs that the model computes on, with `instances` of it on each; none for the CPU.
     `max_batch_size` 0 means that the model sees requests as they were sent, one at a time.
     """
 
@@ -79,6 +80,7 @@ class ModelConfig:
     outputs: tuple[Tensor, ...]
     max_batch_size: int = 0
     instances: int = 1
+    gpus: tuple[int, ...] = ()
     decoupled: bool = False
     dynamic_batching: DynamicBatching | None = None
     steps: tuple[EnsembleStep, ...] = ()
@@ -149,7 +151,9 @@ class ModelConfig:
                 entry.output_map.update(step.outputs)
         else:
             message.backend = "python"
-            message.instance_group.add(count=self.instances, kind=pb.ModelInstanceGroup.KIND_CPU)
+            group = pb.ModelInstanceGroup
+            kind = group.KIND_GPU if self.gpus else group.KIND_CPU
+            message.instance_group.add(count=self.instances, kind=kind, gpus=self.gpus)
         return message
 
     def to_pbtxt(self) -> str:

@@ -11,6 +11,7 @@ from ..runtime.contract import EncoderSpec
 from ..runtime.manifest import Manifest
 from .configs import EnsembleStep, ModelConfig, Tensor
 from .files import ENGINE, ModelFiles
+from .requirements import engine_gpus, engine_requirements
 from .settings import ServeSettings, capture_parameters
 
 
@@ -69,6 +70,7 @@ def decoder(name: str, engine_dir: Path, manifest: Manifest, serve: ServeSetting
                 tensors(handed_on),
                 tensors(interface.GENERATED),
                 decoupled=True,
+                gpus=engine_gpus(manifest),
                 parameters={
                     "max_queue": str(serve.max_queue),
                     "ensemble": name,
@@ -78,7 +80,7 @@ def decoder(name: str, engine_dir: Path, manifest: Manifest, serve: ServeSetting
             ),
             "generate",
             engine_files,
-            ("numpy>=1.26", "tokenizers>=0.20", onnxruntime_requirement(manifest)),
+            ("numpy>=1.26", "tokenizers>=0.20", *engine_requirements(manifest)),
         ),
         ModelFiles(
             ModelConfig(
@@ -114,9 +116,3 @@ def _encoder_field(encoder: EncoderSpec) -> interface.Field:
     """What the encoder takes, as preprocessing hands it on: without the first axis, which is 1."""
     dims = tuple(size if isinstance(size, int) else -1 for size in encoder.input.shape[1:])
     return interface.encoder_input("FP32" if encoder.input.dtype == "float32" else "INT64", dims)
-
-
-def onnxruntime_requirement(manifest: Manifest) -> str:
-    """An engine optimized by one release of ONNX Runtime may hold what older ones do not know."""
-    release = manifest.versions.get("onnxruntime", "1.22").split(".")
-    return f"onnxruntime>={release[0]}.{release[1]}"

@@ -13,8 +13,9 @@ from ..runtime.contract import EngineSpec
 from ..runtime.errors import BadInput
 from ..runtime.manifest import Manifest
 from .configs import DynamicBatching, EnsembleStep, ModelConfig, Tensor
-from .decoder import onnxruntime_requirement, same, tensors
+from .decoder import same, tensors
 from .files import ENGINE, ModelFiles
+from .requirements import engine_gpus, engine_requirements
 from .settings import ServeSettings, capture_parameters
 
 MAX_BATCH = 64
@@ -67,11 +68,12 @@ def encoder(name: str, engine_dir: Path, manifest: Manifest, serve: ServeSetting
                 tensors(given),
                 max_batch_size=MAX_BATCH,
                 dynamic_batching=DynamicBatching(DELAY_MICROSECONDS),
+                gpus=engine_gpus(manifest),
                 parameters={"ensemble": name, **capture_parameters(serve)},
             ),
             "encoder",
             engine_files,
-            ("numpy>=1.26", onnxruntime_requirement(manifest)),
+            ("numpy>=1.26", *engine_requirements(manifest)),
         ),
     ]
     outputs = given

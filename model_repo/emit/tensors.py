@@ -8,8 +8,8 @@ from ..runtime.contract import EngineSpec, TensorSpec
 from ..runtime.errors import BadInput
 from ..runtime.manifest import Manifest
 from .configs import DataType, DynamicBatching, ModelConfig, Tensor
-from .decoder import onnxruntime_requirement
 from .files import ENGINE, ModelFiles
+from .requirements import engine_gpus, engine_requirements
 from .settings import ServeSettings
 
 MAX_BATCH = 64
@@ -45,9 +45,10 @@ def tensors(name: str, engine_dir: Path, manifest: Manifest, serve: ServeSetting
         tuple(_tensor(tensor, spec.batched) for tensor in spec.outputs),
         max_batch_size=_max_batch(spec) if spec.batched else 0,
         dynamic_batching=DynamicBatching(DELAY_MICROSECONDS) if spec.batched else None,
+        gpus=engine_gpus(manifest),
     )
     return [
-        ModelFiles(config, "named_tensors", engine_files, ("numpy>=1.26", onnxruntime_requirement(manifest)))
+        ModelFiles(config, "named_tensors", engine_files, ("numpy>=1.26", *engine_requirements(manifest)))
     ]
 
 

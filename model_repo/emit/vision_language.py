@@ -12,8 +12,9 @@ from ..runtime.contract import EngineSpec
 from ..runtime.engine_files import ENCODER_FILES, ENCODER_ONLY
 from ..runtime.manifest import Manifest
 from .configs import EnsembleStep, ModelConfig
-from .decoder import decoder, onnxruntime_requirement, same, tensors
+from .decoder import decoder, same, tensors
 from .files import ENGINE, PILLOW, ModelFiles
+from .requirements import engine_requirements
 from .settings import ServeSettings
 
 IMAGES_SUFFIX = "_images"
@@ -90,5 +91,5 @@ def _image_encoder(
         ModelConfig(name, tensors(pixels), tensors(embeds), parameters=parameters),
         "image_encoder",
         {f"{interface.ENCODER_FOLDER}/{path}": engine_dir / path for path in paths},
-        ("numpy>=1.26", onnxruntime_requirement(manifest)),
+        ("numpy>=1.26", *engine_requirements(manifest)),
     )

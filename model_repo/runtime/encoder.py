@@ -16,7 +16,7 @@ from .contract import PACKED_TEXTS, EngineSpec
 from .engine_files import EngineFiles
 from .errors import BadInput
 from .metrics import Metrics
-from .onnxruntime_executor import session
+from .tensor_session import tensor_session
 from .tokenizer import Tokenizer
 
 Rows = Sequence[Sequence[int]]
@@ -32,7 +32,7 @@ class EncoderEngine:
         self.spec = spec
         self.tokenizer = tokenizer
         self.metrics = Metrics()
-        self._session = session(folder / spec.graph, folder / spec.plugin if spec.plugin else None, threads)
+        self._session = tensor_session(folder, spec, threads)
 
     @classmethod
     def load(cls, folder: Path, *, threads: int | None = None, verify: bool = True) -> EncoderEngine:

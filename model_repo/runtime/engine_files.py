@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from .contract import EngineSpec
 from .errors import BadInput
-from .executed import check_target
 from .manifest import Manifest
 from .tokenizer import Tokenizer
 
@@ -38,15 +37,13 @@ class EngineFiles(NamedTuple):
     def read(cls, folder: Path, verify: bool = True) -> EngineFiles:
         """Reads engine.json in `folder`; with `verify`, hashes every file that it lists.
 
-        Raises BadInput naming the file that is missing or has changed since it was built, and for an engine that
-        nothing here executes.
+        Raises BadInput naming the file that is missing or has changed since it was built.
         """
         if not folder.is_dir():
             raise BadInput(f"no folder {folder}; build the engine first")
         manifest = Manifest.read(folder / ENGINE_MANIFEST)
         if manifest.engine is None:
             raise BadInput(f"{folder / ENGINE_MANIFEST} describes no engine; build it again")
-        check_target(folder, manifest.engine)
         if verify:
             verify_engine(manifest, folder)
         tokenizer = folder / TOKENIZER

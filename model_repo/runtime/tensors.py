@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .contract import CONVOLUTIONS, EngineSpec, TensorSpec
+from .contract import EngineSpec, TensorSpec
 from .engine_files import EXAMPLE, EngineFiles
 from .errors import BadInput
 from .metrics import Metrics
-from .onnxruntime_executor import session
+from .tensor_session import tensor_session
 
 Array = npt.NDArray[Any]
 
@@ -31,12 +31,7 @@ class TensorEngine:
         self._axes = {axis.name: axis for axis in spec.axes}
         self._outputs = [output.name for output in spec.outputs]
         self._example = folder / EXAMPLE
-        self._session = session(
-            folder / spec.graph,
-            folder / spec.plugin if spec.plugin else None,
-            threads,
-            convolutions=CONVOLUTIONS in spec.features,
-        )
+        self._session = tensor_session(folder, spec, threads)
 
     @classmethod
     def load(cls, folder: Path, *, threads: int | None = None, verify: bool = True) -> TensorEngine:

@@ -19,14 +19,14 @@ def command(model: str | None, output: Path | None, recipe_file: Path | None, **
 
     Prints the URLs, a curl line and a client snippet. Ctrl-C drains: requests that run are finished.
     """
+    from model_repo.runtime.executed import check_machine
     from pipeline import build
     from pipeline.foreground import serve_until_interrupted
-    from pipeline.targets import check_executed
 
     from .screen import ScreenProgress
 
     recipe = model_recipe(model, recipe_file, given)
-    check_executed(recipe.target.name)
+    check_machine(recipe.target.name, "what is to be served")
     with ScreenProgress() as progress:
         result = build(recipe, default_output(output, recipe), progress=progress)
     serve_until_interrupted(result.repository, click.echo)

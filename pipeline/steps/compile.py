@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 from model_repo.runtime.contract import CONVOLUTIONS, CROSS, PACKED_TEXTS, ROWS_ALONE, EngineSpec, Limits
-from model_repo.runtime.engine_files import ENCODER_FILES, ENCODER_ONLY, EXAMPLE
+from model_repo.runtime.engine_files import ENCODER_FILES, ENCODER_ONLY
 from pipeline.sources.encoder_decoder import ENCODER_GRAPH
 from pipeline.stages import Product, Stage
 from pipeline.workspace import ENGINE, WEIGHTS, lowered
 
-from .context import (
-    CHAT_TEMPLATE,
-    EXAMPLES,
-    PARITY_CODE,
-    TOKENIZER,
-    BuildContext,
-    ModelFacts,
-    graph_files,
-    weights_in,
-)
+from .context import PARITY_CODE, BuildContext, ModelFacts, graph_files, weights_in
+from .files_beside import files_beside
 
 CODE = (
     "pipeline/targets",
     "pipeline/steps/compile.py",
+    "pipeline/steps/files_beside.py",
     "plugins/cpu",
     "model_repo/runtime/contract.py",
     "model_repo/runtime/cross_attention.py",
@@ -34,8 +26,6 @@ CODE = (
     *PARITY_CODE,
 )
 PACKAGES = ("onnx", "onnx-ir", "onnxruntime")
-_ENGINE_NAMES = {TOKENIZER: "tokenizer.json", CHAT_TEMPLATE: "chat_template.jinja", EXAMPLES: EXAMPLE}
-"""Files of the export that an engine takes along, and what the runtime calls them."""
 
 
 def stage(context: BuildContext) -> Stage:
@@ -46,16 +36,12 @@ def stage(context: BuildContext) -> Stage:
         code=CODE,
         packages=PACKAGES,
         recipe={"target": recipe.target.to_dict(), "quantize": recipe.quantize.to_dict()},
-        inputs=lambda: [*graph_files(context, "lower"), *_text_files(context)],
+        inputs=lambda: [*graph_files(context, "lower"), *files_beside(context).values()],
         given=lambda: context.facts.to_dict(),
         run=lambda: _run(context),
         command=("slipway", "compile", context.shown),
         needed_bytes=context.needed_bytes(0.5),
     )
-
-
-def _text_files(context: BuildContext) -> list[Path]:
-    return [path for path in context.artifact_files("export") if path.name in _ENGINE_NAMES]
 
 
 def _run(context: BuildContext) -> Product:
@@ -75,8 +61,7 @@ def _run(context: BuildContext) -> Product:
     spec = engine_spec(context, facts)
     get_target(recipe.target.name).compile(before, graph, recipe.target)
     files = {ENGINE: graph}
-    for path in _text_files(context):
-        final = _ENGINE_NAMES[path.name]
+    for final, path in files_beside(context).items():
         files[final] = workspace.staged(final)
         shutil.copyfile(path, files[final])
     compiled = load_graph(graph)

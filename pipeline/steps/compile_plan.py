@@ -1,4 +1,4 @@
-"""Stage compile for targets whose engines this version does not execute: the builder's plan, and what it made of it."""
+"""Stage compile for TensorRT and TensorRT-RTX: the builder's plan, and what it made of it."""
 
 from __future__ import annotations
 
@@ -8,20 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from model_repo.runtime.contract import EngineSpec
-from model_repo.runtime.engine_files import EXAMPLE
 from model_repo.runtime.errors import BadInput
 from model_repo.runtime.linear_cache import LINEAR_CACHE
 from pipeline.stages import Product, Stage
 from pipeline.workspace import LAYERS, LAYERS_PICTURE, lowered
 
 from .compile import CODE, PACKAGES, engine_spec
-from .context import CHAT_TEMPLATE, EXAMPLES, TOKENIZER, BuildContext, graph_files
+from .context import BuildContext, graph_files
+from .files_beside import files_beside
 
 NOT_COMPARED = "not run: executing it takes a GPU; its inputs and outputs are the lowered graph's"
 _BUILDERS = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 """Distribution of each target's builder."""
-_BESIDE = {TOKENIZER: "tokenizer.json", CHAT_TEMPLATE: "chat_template.jinja", EXAMPLES: EXAMPLE}
-"""Files of the export that an engine takes along, and what it calls them."""
 
 
 def stage(context: BuildContext) -> Stage:
@@ -37,18 +35,12 @@ def stage(context: BuildContext) -> Stage:
         ),
         packages=(*PACKAGES, _BUILDERS[recipe.target.name]),
         recipe={"target": recipe.target.to_dict(), "quantize": recipe.quantize.to_dict()},
-        inputs=lambda: [*graph_files(context, "lower"), *_files_beside(context).values()],
+        inputs=lambda: [*graph_files(context, "lower"), *files_beside(context).values()],
         given=lambda: context.facts.to_dict(),
         run=lambda: _run(context),
         command=("slipway", "compile", context.shown),
         needed_bytes=context.needed_bytes(1),
     )
-
-
-def _files_beside(context: BuildContext) -> dict[str, Path]:
-    """By their final names."""
-    paths = context.artifact_files("export")
-    return {_BESIDE[path.name]: path for path in paths if path.name in _BESIDE}
 
 
 def _run(context: BuildContext) -> Product:
@@ -75,7 +67,7 @@ def _run(context: BuildContext) -> Product:
             files[name] = workspace.staged(name)
             shutil.copyfile(path, files[name])
         spec = replace(spec, plugin=Path(recipe.target.plugin_library).name)
-    for name, path in _files_beside(context).items():
+    for name, path in files_beside(context).items():
         files[name] = workspace.staged(name)
         shutil.copyfile(path, files[name])
     for name, text in ((LAYERS, json.dumps(record, indent=1) + "\n"), (LAYERS_PICTURE, picture(record))):

@@ -4,20 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.recipe import Recipe
 from pipeline.stages import Product, Stage
 from pipeline.workspace import MANIFESTS, REPOSITORY
 
 from .context import BuildContext
 
 CODE = ("model_repo", "pipeline/steps/emit.py")
-
-
-def needed(recipe: Recipe) -> bool:
-    """Whether the recipe's target has engines that a repository can serve."""
-    from pipeline.targets import get_target
-
-    return get_target(recipe.target.name).descriptor.executed
 
 
 def stage(context: BuildContext) -> Stage:
@@ -41,10 +33,8 @@ def _engine_files(context: BuildContext) -> list[Path]:
 
 def _run(context: BuildContext) -> Product:
     from model_repo.emit import emit
-    from pipeline.targets import check_executed
 
     workspace = context.workspace
-    check_executed(context.recipe.target.name)
     repository = workspace.staged(REPOSITORY)
     emit([(context.facts.name, workspace.folder)], repository, context.recipe.serve)
     return Product({REPOSITORY: repository}, parity="not run: the engine's files are copied as they are")

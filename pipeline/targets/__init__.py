@@ -16,7 +16,7 @@ __all__ = [
     "Problem",
     "Target",
     "TargetDescriptor",
-    "check_executed",
+    "check_on_cpu",
     "get_target",
     "target_names",
 ]
@@ -26,6 +26,12 @@ def _onnxruntime() -> Target:
     from .onnxruntime import OnnxRuntimeTarget
 
     return OnnxRuntimeTarget()
+
+
+def _onnxruntime_cuda() -> Target:
+    from .onnxruntime_cuda import OnnxRuntimeCudaTarget
+
+    return OnnxRuntimeCudaTarget()
 
 
 def _tensorrt_rtx() -> Target:
@@ -42,6 +48,7 @@ def _tensorrt() -> Target:
 
 _TARGETS: dict[str, Callable[[], Target]] = {
     "onnxruntime": _onnxruntime,
+    "onnxruntime-cuda": _onnxruntime_cuda,
     "tensorrt-rtx": _tensorrt_rtx,
     "tensorrt": _tensorrt,
 }
@@ -52,12 +59,11 @@ def target_names() -> tuple[str, ...]:
     return tuple(_TARGETS)
 
 
-def check_executed(name: str) -> None:
-    """Raises BadInput for a target whose engines are built and not executed, so that there is nothing to serve."""
-    if not get_target(name).descriptor.executed:
+def check_on_cpu(name: str, what: str) -> None:
+    """Raises BadInput for a target whose engines take a GPU; `what` is done on a CPU only."""
+    if not get_target(name).descriptor.on_cpu:
         raise BadInput(
-            f"engines of target {name!r}, which this version builds and nothing of it executes, cannot be served; "
-            "build for target 'onnxruntime'"
+            f"{what} takes an engine that runs on a CPU; build for target 'onnxruntime', not {name!r}"
         )
 
 

@@ -39,8 +39,8 @@ class TargetDescriptor:
 
     `cache`: paged (blocks of a shared pool) or linear (one stretch of memory a sequence). `precisions` and
     `kv_dtypes` are the recipe's values that the target takes. `features` names what it can do beyond the
-    plain contract. `engine` is the file that it compiles to. `executed`: whether this version runs engines of the
-    target, so that they can be compared, emitted and served. `left_out`: fusion rules whose operators it has no
+    plain contract. `engine` is the file that it compiles to. `on_cpu`: whether its engines run on any machine, so that
+    a build compares and evaluates them; others take a GPU. `left_out`: fusion rules whose operators it has no
     counterpart of.
     """
 
@@ -51,7 +51,7 @@ class TargetDescriptor:
     kv_dtypes: tuple[str, ...]
     features: frozenset[str] = frozenset()
     engine: str = "engine.onnx"
-    executed: bool = True
+    on_cpu: bool = True
     left_out: tuple[str, ...] = ()
 
 

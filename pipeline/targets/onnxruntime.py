@@ -219,19 +219,15 @@ def _check_kernels(engine: Path, lowered: Path) -> None:
     import onnxruntime as ort
     from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
 
-    from pipeline.graph import load_graph
+    from .schema_check import without_weights
 
-    model = load_graph(engine)
-    for name, value in list(model.graph.initializers.items()):
-        if isinstance(value.const_value, ir.ExternalTensor):
-            del model.graph.initializers[name]
-            value.const_value = None
-            model.graph.inputs.append(value)
     options = _options()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         ort.InferenceSession(
-            ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+            ir.to_proto(without_weights(engine)).SerializeToString(),
+            options,
+            providers=["CPUExecutionProvider"],
         )
     except NoKernel as error:
         raise BadInput(f"ONNX Runtime does not take {lowered.name}: {error}") from error

@@ -67,7 +67,7 @@ def test_each_section_has_a_hash_of_its_own() -> None:
         ({"source": {"model": "demo"}, "target": 3}, "target is 3; it must hold"),
         (
             {"source": {"model": "demo"}, "target": {"name": "openvino"}},
-            "target.name is 'openvino'.*onnxruntime, tensorrt-rtx",
+            "target.name is 'openvino'.*onnxruntime, onnxruntime-cuda",
         ),
         (
             {"source": {"model": "demo"}, "target": {"compute_capabilities": ["8.9"]}},

@@ -9,7 +9,7 @@ from pipeline.recipe import TARGETS, Recipe, TargetRecipe
 from pipeline.targets import BucketRule, get_target, target_names
 
 
-@pytest.mark.parametrize("name", ["onnxruntime-cuda", "", "ONNXRuntime", "tensorrt_rtx"])
+@pytest.mark.parametrize("name", ["onnxruntime-rocm", "", "ONNXRuntime", "tensorrt_rtx"])
 def test_an_unknown_target_is_refused_with_those_that_exist(name: str) -> None:
     with pytest.raises(BadInput, match=r"this version has: onnxruntime\b") as refused:
         get_target(name)

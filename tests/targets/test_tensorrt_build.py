@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import json
 import re
 import shutil
@@ -12,11 +13,12 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 from click.testing import CliRunner, Result
+from tritonclient.grpc import model_config_pb2
 
 from model_repo.runtime.errors import BadInput, GateFailed
 from model_repo.runtime.manifest import Manifest
 from pipeline import BuildResult, Recipe, build
-from pipeline.check import check, verdict
+from pipeline.check import check, read_config, verdict
 from pipeline.cli import main
 from pipeline.plan_report import inspect_plan
 from pipeline.stages import StageRow
@@ -26,6 +28,8 @@ from tests.export.tiny_models import VOCABULARY, saved, tiny_llama
 
 LAYERS, KV_HEADS, HEAD_DIM, MAX_LENGTH = 2, 2, 64, 64
 SLOTS, CHUNK = 4, 32
+HAS_DRIVER = ctypes.util.find_library("cuda") is not None
+"""Whether a GPU's driver is here, with which what is refused without one would go on."""
 CACHES = [f"{kind}_cache_{layer}" for layer in range(LAYERS) for kind in ("key", "value")]
 
 
@@ -78,14 +82,13 @@ def row(result: BuildResult, stage: str) -> StageRow:
 def test_the_lowered_graph_gives_the_float32_models_logits_and_the_engine_is_there(
     result: BuildResult,
 ) -> None:
-    assert [row.stage for row in result.rows] == ["export", "fuse", "lower", "compile"]
+    assert [row.stage for row in result.rows] == ["export", "fuse", "lower", "compile", "emit"]
     lowered = row(result, "lower").parity
     assert not isinstance(lowered, str)
     assert lowered["min_cosine"] > 0.9999
     assert lowered["top1"] > 0.95
     assert str(row(result, "compile").parity).startswith("not run: executing it takes a GPU")
     assert result.engine.name == "engine.rtx"
-    assert not result.repository.exists()
     verdict(check(result.folder))
 
 
@@ -130,7 +133,7 @@ def test_what_the_builder_made_of_it_is_within_its_limits(result: BuildResult) -
 
 def test_an_unchanged_build_runs_no_stage(result: BuildResult, checkpoint: Path) -> None:
     again = build(recipe(checkpoint), result.folder)
-    assert [row.ran for row in again.rows] == [False] * 4
+    assert [row.ran for row in again.rows] == [False] * 5
 
 
 def test_inspect_shows_the_build_and_the_plan_by_itself(result: BuildResult, tmp_path: Path) -> None:
@@ -149,21 +152,37 @@ def test_inspect_shows_the_build_and_the_plan_by_itself(result: BuildResult, tmp
         inspect_plan(tmp_path / "no.plan")
 
 
-@pytest.mark.parametrize(
-    "command", [("generate", "--prompt-ids", "5"), ("emit",), ("evaluate",), ("bench",)], ids=lambda c: c[0]
-)
-def test_what_would_run_the_engine_says_that_nothing_does(built: Path, command: tuple[str, ...]) -> None:
+@pytest.mark.skipif(HAS_DRIVER, reason="a GPU's driver is here")
+@pytest.mark.parametrize("command", [("generate", "--prompt-ids", "5"), ("bench",)], ids=lambda c: c[0])
+def test_what_runs_the_engine_says_that_it_takes_a_gpu(built: Path, command: tuple[str, ...]) -> None:
     refused = slipway(command[0], built, *command[1:])
     assert refused.exit_code == 2, refused.output
-    assert "'tensorrt-rtx', which this version builds and" in refused.output
-    assert "'onnxruntime'" in refused.output
+    assert "'tensorrt-rtx', whose engines run on an NVIDIA GPU, and no driver is here" in refused.output
 
 
+def test_evaluating_is_for_engines_on_a_cpu(built: Path) -> None:
+    refused = slipway("evaluate", built)
+    assert refused.exit_code == 2, refused.output
+    assert "engines are evaluated on a CPU only: build for target 'onnxruntime'" in refused.output
+
+
+@pytest.mark.skipif(HAS_DRIVER, reason="a GPU's driver is here")
 def test_serving_is_refused_before_anything_is_built(tmp_path: Path) -> None:
     refused = slipway("serve", "demo", "--target", "tensorrt-rtx", "--output", tmp_path / "out")
     assert refused.exit_code == 2
-    assert "nothing of it executes" in refused.output
+    assert "run on an NVIDIA GPU" in refused.output
     assert not (tmp_path / "out").exists()
+
+
+def test_the_repository_is_one_for_a_gpu(result: BuildResult) -> None:
+    model = result.repository / f"{result.folder.name}_generate"
+    config = read_config(model / "config.pbtxt")
+    assert [(group.kind, list(group.gpus)) for group in config.instance_group] == [
+        (model_config_pb2.ModelInstanceGroup.KIND_GPU, [0])
+    ]
+    version = model / "1"
+    assert (version / "engine/engine.rtx").read_bytes() == result.engine.read_bytes()
+    assert "tensorrt-rtx>=1.7\ncuda-python>=13" in (version / "requirements.txt").read_text()
 
 
 def test_bfloat16_is_compared_as_it_rounds(checkpoint: Path, built: Path) -> None:
@@ -199,6 +218,7 @@ def test_codes_reach_the_engine(
         "quantize",
         "lower",
         "compile",
+        "emit",
     ]
     parity = row(result, "lower").parity
     assert not isinstance(parity, str)

@@ -14,12 +14,12 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from model_repo.runtime.contract import STEP_INPUTS
 from model_repo.runtime.errors import BadInput
 from pipeline.precision.convert import convert
 from pipeline.precision.plan import TYPES, Precision
 from pipeline.targets.native.precision import fitting_plan
 from pipeline.targets.native.standard import write_out
+from pipeline.targets.native.step_inputs import check_step_inputs
 from pipeline.targets.native.wanted_rows import choose_rows_early
 from plugins.schemas import DOMAIN, PAGED_ATTENTION
 from plugins.tensorrt import names
@@ -52,7 +52,7 @@ def lower_to_plugins(
     fit the 16-bit type.
     """
     attention = [n for n in model.graph if n.domain == DOMAIN and n.op_type == PAGED_ATTENTION.name]
-    _check_inputs(model)
+    check_step_inputs(model, "TensorRT")
     for node in attention:
         _check(node)
     write_out(model, keep=frozenset({PAGED_ATTENTION.name}))
@@ -63,18 +63,6 @@ def lower_to_plugins(
     passes.ShapeInferencePass()(model)
     choose_rows_early(model)
     _narrow(model, plugins, precision, keep)
-
-
-def _check_inputs(model: ir.Model) -> None:
-    """Raises BadInput for a decoder that an encoder or images feed: its step has more inputs than profiles know."""
-    known, caches = {spec.name for spec in STEP_INPUTS}, ("key_cache_", "value_cache_")
-    names_given = [value.name or "" for value in model.graph.inputs]
-    more = [name for name in names_given if name not in known and not name.startswith(caches)]
-    if more:
-        raise BadInput(
-            f"the decoder also reads {', '.join(more)}, of an encoder or of images, which engines of TensorRT do not "
-            "get yet; build for target 'onnxruntime'"
-        )
 
 
 def _check(node: ir.Node) -> None:

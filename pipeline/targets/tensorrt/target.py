@@ -1,8 +1,8 @@
 """TensorRT and TensorRT-RTX: standard operators in 16 bit, and an engine of the builder's.
 
 A decoder's attention is the paged plugin on TensorRT, and native attention over linear caches on TensorRT-RTX.
-Nothing of this version executes these engines: that takes a GPU. What is built is compared before the builder sees it
-(the lowered graph, on a CPU) and looked at afterwards (its layers, inputs and outputs, as the builder reports them).
+Executing these engines takes a GPU. What is built is compared before the builder sees it (the lowered graph, on a CPU)
+and looked at afterwards (its layers, inputs and outputs, as the builder reports them).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ RTX = TargetDescriptor(
     precisions=("fp16", "bf16", "int8", "fp8", "int4"),
     kv_dtypes=("float16", "bfloat16"),
     engine="engine.rtx",
-    executed=False,
+    on_cpu=False,
     left_out=("packed_texts",),
 )
 TENSORRT = replace(
