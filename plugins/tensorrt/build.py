@@ -11,15 +11,17 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from model_repo.runtime.errors import BadInput, SlipwayError
 from plugins.cpu.build import find_compiler
+from plugins.cuda.build import KEPT_SECONDS, current_library
 from plugins.cuda.build import LIBRARY_NAME as KERNELS
-from plugins.cuda.build import current_library
 from plugins.cuda.nvcc import STANDARD_PLACE, find_nvcc
 from plugins.cuda.units import FOLDER as CUDA
 from plugins.toolchain import cache_folder, locked, run_command
@@ -65,15 +67,24 @@ def build(include: Path, kernels: Path | None = None, output: Path | None = None
         *sorted(include.glob("NvInfer*.h")),
     ):
         digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
-    folder = (output or cache_folder(SOURCES.parent / "build", "TensorRT's plugins")) / digest.hexdigest()[
-        :16
-    ]
+    output = output or cache_folder(SOURCES.parent / "build", "TensorRT's plugins")
+    folder = output / digest.hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     library = folder / LIBRARY_NAME
-    with locked(folder / "lock"):
+    with locked(output / "lock"):
         if not library.is_file():
             _compile(compiler.command, includes, kernels, library)
+        os.utime(folder)
+        _remove_unused(output)
     return library
+
+
+def _remove_unused(output: Path) -> None:
+    """Takes away libraries that nobody asked for since `KEPT_SECONDS`: of other headers, kernels or sources."""
+    oldest = time.time() - KEPT_SECONDS
+    for library in output.glob(f"*/{LIBRARY_NAME}"):
+        if library.parent.stat().st_mtime < oldest:
+            shutil.rmtree(library.parent)
 
 
 def _cuda_include(include: Path) -> Path:

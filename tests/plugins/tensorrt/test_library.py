@@ -4,6 +4,7 @@ for these tests (`include/`), since no package holds the real headers; the kerne
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -174,3 +175,17 @@ def test_a_second_build_compiles_nothing(
 
     monkeypatch.setattr(plugin_build, "_compile", compile_nothing)
     assert plugin_build.build(INCLUDE, kernels_path) == plugin_library
+
+
+def test_libraries_that_nobody_asked_for_are_removed(kernels_path: Path, tmp_path: Path) -> None:
+    made = plugin_build.build(INCLUDE, kernels_path, tmp_path)
+    old, fresh = tmp_path / "old" / made.name, tmp_path / "fresh" / made.name
+    for library in (old, fresh):
+        library.parent.mkdir()
+        library.touch()
+    os.utime(old.parent, (0, 0))
+    os.utime(made.parent, (0, 0))
+    assert plugin_build.build(INCLUDE, kernels_path, tmp_path) == made  # asked for again
+    assert made.is_file()
+    assert fresh.is_file()
+    assert not old.parent.exists()
