@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,6 +19,10 @@ LENGTHS = (5, 17, 64, 31, 2)
 """Tokens of each prompt: shorter and longer than a cache block of 16, on and off its border."""
 
 _RANDOM_SEED = 20_11
+
+SENTENCE_CHARACTERS = (30, 300)
+"""The least and the most of a sentence of middling length."""
+_SENTENCE_END = re.compile(r"(?<=[.!?])[\"')]?\s+(?=[\"'(]?[A-Z])")
 
 _CHARACTERS_A_TOKEN = 200
 """A tokenizer that makes fewer tokens of English than this (whole documents become one unknown word) has no
@@ -68,6 +73,18 @@ def read_documents(text_file: Path) -> list[str]:
     if not any(documents):
         raise BadInput(f"{text_file} holds no text; give documents set apart by {SEPARATOR}")
     return [document for document in documents if document]
+
+
+def read_sentences(text_file: Path) -> list[str]:
+    """The different sentences of middling length in a text file's documents, in order. Raises BadInput for no text."""
+    least, most = SENTENCE_CHARACTERS
+    found = dict.fromkeys(
+        sentence
+        for document in read_documents(text_file)
+        for sentence in _SENTENCE_END.split(" ".join(document.split()))
+        if least <= len(sentence) <= most
+    )
+    return list(found)
 
 
 def read_utf8(path: Path) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from calibration.data import read_documents
+from calibration.data import SENTENCE_CHARACTERS, read_documents, read_sentences
 from model_repo.runtime.errors import BadInput
 from model_repo.runtime.tokenizer import Tokenizer
 
@@ -18,9 +17,6 @@ WINDOW = 512
 
 OVERLAP = 24
 """So many tokens in a row that are the same are no chance."""
-
-_SENTENCE_END = re.compile(r"(?<=[.!?])[\"')]?\s+(?=[\"'(]?[A-Z])")
-_SENTENCE_CHARACTERS = (30, 300)
 
 
 def windows(path: Path, tokenizer: Tokenizer, length: int, most_tokens: int | None) -> list[list[int]]:
@@ -47,19 +43,13 @@ def windows(path: Path, tokenizer: Tokenizer, length: int, most_tokens: int | No
 
 def sentences(path: Path, count: int) -> list[str]:
     """`count` different sentences of middling length, spread evenly over the file. Raises BadInput for too few."""
-    least, most = _SENTENCE_CHARACTERS
-    every = dict.fromkeys(
-        sentence
-        for document in _documents(path)
-        for sentence in _SENTENCE_END.split(" ".join(document.split()))
-        if least <= len(sentence) <= most
-    )
+    every = read_sentences(path)
     if len(every) < count:
+        least, most = SENTENCE_CHARACTERS
         raise BadInput(
             f"{path} holds {len(every)} sentences of {least} to {most} characters; {count} are asked for"
         )
-    listed = list(every)
-    return [listed[place * len(listed) // count] for place in range(count)]
+    return [every[place * len(every) // count] for place in range(count)]
 
 
 def check_apart(calibrated: Sequence[Sequence[int]], heldout: Sequence[Sequence[int]]) -> None:

@@ -38,7 +38,7 @@ def open_samples(
     preprocessor: Any = None,
     count: int | None = None,
 ) -> Samples:
-    """Samples for a model from a file or folder (None: DEFAULT_FILE).
+    """Samples for a model from a file or folder (None: DEFAULT_FILE, of which encoders get the sentences).
 
     `count`: how many; None takes what there is, up to DEFAULT_SAMPLES. `max_length`: tokens that the model takes.
     `preprocessor`: from a picture's bytes to an object with `values`, for models of images. The same file, model and
@@ -86,7 +86,7 @@ def _read(
     if source.suffix == ".jsonl":
         return read_lines(source, cutter)
     if source.suffix == ".txt":
-        return read_text(source, cutter)
+        return read_text(source, cutter, by_sentence=model.kind == "encoder" and source == DEFAULT_FILE)
     raise BadInput(
         f"{source} is of no use to a model of texts; give a .jsonl file (text, messages or input_ids a line), a .txt "
         "file, or requests that a server captured"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from calibration.data import read_documents
+from calibration.data import read_documents, read_sentences
 from model_repo.runtime.errors import BadInput
 from model_repo.runtime.tokenizer import Tokenizer
 
@@ -71,10 +71,12 @@ class Cutter:
         return [Found(piece, len(piece), domain) for piece in pieces if len(piece) > 1]
 
 
-def read_text(path: Path, cutter: Cutter) -> list[Found]:
-    """The documents of a .txt file, set apart by SEPARATOR. Raises BadInput when it cannot be read or holds none."""
+def read_text(path: Path, cutter: Cutter, *, by_sentence: bool = False) -> list[Found]:
+    """The documents of a .txt file, set apart by SEPARATOR, or its sentences. Raises BadInput when it cannot be read or
+    holds none."""
+    texts, kind = (read_sentences(path), "sentence") if by_sentence else (read_documents(path), "document")
     return [
         found
-        for place, document in enumerate(read_documents(path), 1)
-        for found in cutter.text(document, "", f"{path}, document {place},")
+        for place, text in enumerate(texts, 1)
+        for found in cutter.text(text, "", f"{path}, {kind} {place},")
     ]
