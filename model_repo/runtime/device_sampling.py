@@ -88,7 +88,7 @@ class DeviceSampler:
         if before == (count, params):  # the same requests as in the last step that this memory held
             return
         for name, values in (
-            ("temperature", [0.0 if each.greedy else each.temperature for each in params]),
+            ("temperature", [each.temperature for each in params]),
             ("top_k", [min(each.top_k, self._vocab) for each in params]),
             ("top_p", [each.top_p for each in params]),
             ("min_p", [each.min_p for each in params]),

@@ -224,7 +224,7 @@ class PagedExecutor:
         """Tells the engine shapes and places, unless they are those of the step that it was told of last."""
         engine, profiles = self._engine, self._engine.profiles
         profile = next((name for name in (profile, "mixed") if name in profiles), profiles[0])
-        if (profile, shape) == (self._profile, self._bound):
+        if shape == self._bound:
             return
         self._bound = None
         if profile != self._profile:

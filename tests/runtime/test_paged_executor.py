@@ -17,7 +17,7 @@ from model_repo.runtime.executor import LaunchingExecutor
 from model_repo.runtime.host_device import HostDevice, Order
 from model_repo.runtime.paged_executor import PagedExecutor, decode_buckets
 from model_repo.runtime.request import Request, SamplingParams
-from model_repo.runtime.sampler import Row
+from model_repo.runtime.sampler import NO_TOKEN, Row, sample
 from tests.runtime.fake_device_engine import FakeDeviceEngine
 from tests.runtime.fake_executor import FakeExecutor, fake_spec, greedy_completion, logits_after
 
@@ -139,6 +139,39 @@ def test_tokens_that_the_host_chose_are_carried_over() -> None:
     second = executor.launch(step_of([0], 2, [0]), [row], np.array([0], np.int32))
     tokens = [launched.sampled()[0].token_id for launched in (first, second)]
     assert tokens == greedy_completion([1, 2], 2)
+
+
+def test_no_token_of_the_host_is_carried_over_as_token_0() -> None:
+    def before(step: Mapping[str, np.ndarray]) -> None:
+        assert step["input_ids"][0] != -1
+
+    device = HostDevice()
+    engine = FakeDeviceEngine(device, SPEC, before)
+    executor = PagedExecutor(device, engine, SPEC, kernels=None)
+    penalized = Row(SamplingParams(temperature=0.0, repetition_penalty=2.0), 0, 0, np.arange(4))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "_row", lambda *_: np.full(SPEC.vocab_size, np.nan, np.float32))
+        first = executor.launch(step_of([1, 2], 0, [0]), [penalized], None)
+    second = executor.launch(step_of([0], 2, [0]), [penalized], np.array([0], np.int32))
+    assert first.sampled() == [(NO_TOKEN, None)]
+    assert second.sampled() == sample(logits_after([1, 2, 0])[None], [penalized])
+
+
+def test_pools_begin_as_zeros() -> None:
+    class Dirty(HostDevice):
+        def allocate(self, count: int) -> int:
+            address = super().allocate(count)
+            self.view(address, (count,), np.uint8)[:] = 0xFF
+            return address
+
+    seen: list[np.ndarray] = []
+    device = Dirty()
+    engine = FakeDeviceEngine(device, SPEC)
+    PagedExecutor(device, engine, SPEC, kernels=None)
+    for name in ("key_cache_0", "value_cache_0"):
+        shape = (SPEC.decoder_limits.num_blocks, SPEC.decoder_limits.block_size, 1, 1)
+        seen.append(device.view(engine._addresses[name], shape, np.float32))
+    assert not np.any(seen)
 
 
 def test_a_step_that_fails_is_told_to_who_asks_and_the_next_goes_on() -> None:

@@ -92,6 +92,17 @@ def test_two_steps_are_in_flight_and_tokens_never_leave_the_device_between_them(
     assert tokens == wanted
 
 
+def test_two_launches_wait_for_nothing(kernels: KernelLibrary) -> None:
+    device = HostDevice("when_awaited")
+    computed: list[int] = []
+    engine = FakeDeviceEngine(device, SPEC, lambda step: computed.append(int(step["input_ids"][0])))
+    executor = PagedExecutor(device, engine, SPEC, kernels=HostKernels(kernels, device))
+    launched = [executor.launch(step_of([token], 0, [token]), [GREEDY], None) for token in (3, 4)]
+    assert computed == []
+    launched[0].sampled()
+    assert computed == [3, 4]
+
+
 def test_a_third_step_waits_for_the_memory_of_the_first_whose_tokens_stay(kernels: KernelLibrary) -> None:
     device = HostDevice("when_awaited")
     executor = executor_on(device, kernels)
