@@ -78,7 +78,7 @@ class WalkingEngine:
             for node in graph.nodes
             if node.domain == names.DOMAIN
         }
-        with torch.inference_mode():
+        with torch.no_grad():
             self._weights, self._nodes = self._folded(graph)
         self._dead = last_uses(self._nodes, frozenset({*self._weights, *self._inputs, *self._outputs}))
 
@@ -181,7 +181,7 @@ class WalkingEngine:
         return tensor if name in self._on_host else tensor.to(self._device)
 
     def _walk(self, shapes: Mapping[str, Shape], addresses: Mapping[str, int]) -> None:
-        with torch.inference_mode():
+        with torch.no_grad():
             values = dict(self._weights)
             for name, end in self._inputs.items():
                 values[name] = self._view(addresses[name], shapes[name], DTYPES[end.dtype])

@@ -14,7 +14,7 @@ from model_repo.runtime.contract import Limits
 from model_repo.runtime.device import CapturedWork, Device
 from model_repo.runtime.engine import Engine
 from model_repo.runtime.errors import SlipwayError
-from model_repo.runtime.host_device import HostDevice, HostKernels
+from model_repo.runtime.host_device import HostDevice, HostKernels, Order
 from model_repo.runtime.kernel_library import KernelLibrary, Kernels
 from model_repo.runtime.output import Output
 from model_repo.runtime.paged_executor import PagedExecutor
@@ -54,14 +54,21 @@ class _Uncaptured(TorchDevice):
 class Loop:
     """An engine loop over `graph`. library: the kernels for `device`; None: the references, on the CPU.
 
-    captures: whether decode steps become CUDA graphs. Raises what the parts raise.
+    captures: whether decode steps become CUDA graphs. order: when the CPU does what is queued. Raises what the parts
+    raise.
     """
 
     def __init__(
-        self, graph: Graph, limits: Limits, device: torch.device, library: Path | None, captures: bool = True
+        self,
+        graph: Graph,
+        limits: Limits,
+        device: torch.device,
+        library: Path | None,
+        captures: bool = True,
+        order: Order = "at_once",
     ) -> None:
         self.spec = decoder_spec(graph, limits)
-        host = HostDevice() if device.type == "cpu" else None
+        host = HostDevice(order) if device.type == "cpu" else None
         self._gpu = None if host is not None else (TorchDevice if captures else _Uncaptured)(device)
         walking = WalkingEngine(
             graph,
