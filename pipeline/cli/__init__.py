@@ -28,6 +28,7 @@ COMMANDS = {
     "evaluate": "Accuracy on held-out data, beside float32.",
     "check": "Verify manifests, hashes, configs and parity of a build.",
     "parity": "Compare two artifacts, and name the node that departs.",
+    "locate": "Hold a TensorRT engine against its graph, on a GPU.",
     "convert": "A float32 graph in 16 bit, with what must stay in float32.",
     "inspect": "Tables: operators, inputs, outputs, bytes, parity.",
     "generate": "Complete prompts with the engine loop, without a server.",

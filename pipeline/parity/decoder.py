@@ -98,9 +98,9 @@ def schedule(lengths: Sequence[int]) -> Iterator[list[Part]]:
         yield parts
 
 
-def block_tables(lengths: Sequence[int]) -> npt.NDArray[np.int32]:
+def block_tables(lengths: Sequence[int], block_size: int = BLOCK_SIZE) -> npt.NDArray[np.int32]:
     """int32 [prompts, most blocks], -1 beyond a prompt's end: blocks dealt out in turn, none contiguous."""
-    needed = [-(-length // BLOCK_SIZE) for length in lengths]
+    needed = [-(-length // block_size) for length in lengths]
     tables = np.full((len(lengths), max(needed)), -1, np.int32)
     block = 0
     for column in range(max(needed)):
@@ -112,14 +112,17 @@ def block_tables(lengths: Sequence[int]) -> npt.NDArray[np.int32]:
 
 
 def step_tensors(
-    parts: Sequence[Part], prompts: Sequence[Sequence[int]], tables: npt.NDArray[np.int32]
+    parts: Sequence[Part],
+    prompts: Sequence[Sequence[int]],
+    tables: npt.NDArray[np.int32],
+    block_size: int = BLOCK_SIZE,
 ) -> StepTensors:
     """The contract's inputs for one step; logits of every row are wanted."""
     ids = [token for part in parts for token in prompts[part.sequence][part.start : part.stop]]
     positions = [position for part in parts for position in range(part.start, part.stop)]
     owners = [part.sequence for part in parts for _ in range(part.start, part.stop)]
     slots = [
-        int(tables[owner, position // BLOCK_SIZE]) * BLOCK_SIZE + position % BLOCK_SIZE
+        int(tables[owner, position // block_size]) * block_size + position % block_size
         for owner, position in zip(owners, positions, strict=True)
     ]
     return StepTensors(
@@ -134,13 +137,13 @@ def step_tensors(
 
 
 def zeroed_pools(
-    kv: Sequence[KVSpec], num_blocks: int, num_cross_blocks: int = 0
+    kv: Sequence[KVSpec], num_blocks: int, num_cross_blocks: int = 0, block_size: int = BLOCK_SIZE
 ) -> dict[str, npt.NDArray[np.generic]]:
-    """Pools by input name, [num_blocks, BLOCK_SIZE, kv_heads, dim]; the graph writes to them."""
+    """Pools by input name, [num_blocks, block_size, kv_heads, dim]; the graph writes to them."""
     pools = {}
     for layer, spec in enumerate(kv):
         blocks = num_cross_blocks if spec.group == CROSS else num_blocks
         for name, dim in ((key_cache(layer), spec.key_dim), (value_cache(layer), spec.value_dim)):
             dtype = np.dtype("float8_e4m3fn" if spec.dtype == "fp8" else spec.dtype)
-            pools[name] = np.zeros((blocks, BLOCK_SIZE, spec.kv_heads, dim), dtype)
+            pools[name] = np.zeros((blocks, block_size, spec.kv_heads, dim), dtype)
     return pools

@@ -15,10 +15,12 @@ from click.testing import CliRunner
 
 from model_repo.runtime.contract import KVSpec, Limits, key_cache_out, value_cache_out
 from model_repo.runtime.errors import BadInput
+from model_repo.runtime.host_device import HostDevice
 from pipeline import Recipe, build
 from pipeline.cli import main
 from pipeline.fuse.matching import dims
 from pipeline.graph import load_graph, save_graph
+from pipeline.locate import beside, built
 from pipeline.parity.compare import compare
 from pipeline.parity.decoder import run_decoder
 from pipeline.parity.sessions import graph_session
@@ -26,6 +28,8 @@ from pipeline.targets.tensorrt import builder, plugin_loading
 from pipeline.targets.tensorrt.plugin_form import lower_to_plugins
 from pipeline.targets.tensorrt.profiles import paged_profiles
 from plugins.cuda import build as cuda_build
+from plugins.graph_walk.engine import WalkingEngine
+from plugins.graph_walk.onnx_file import read
 from plugins.tensorrt import names
 from tests.export.tiny_models import VOCABULARY, saved, tiny_llama
 
@@ -201,3 +205,28 @@ def test_pools_of_another_width_are_refused(tmp_path: Path) -> None:
     refused = CliRunner().invoke(main, ["build", "demo", "--target", "tensorrt", *options])
     assert refused.exit_code == 2
     assert "keeps caches in bfloat16, int8, fp8 with precision bf16" in refused.output
+
+
+def test_an_engine_is_held_against_the_graph_of_its_build(folder: Path) -> None:
+    """On the host as a device, with the graph walked by torch in the engine's place."""
+    device = HostDevice()
+    found = beside(
+        built(folder),
+        device,
+        lambda path: WalkingEngine(read(path), torch.device("cpu"), queue=device.queue),
+        None,
+        8e-3,  # the longest sums' two orders, in float16
+    )
+    assert not found.departures
+    assert {step.tensor for step in found.steps} >= {"logits"}
+
+
+def test_holding_an_engine_against_its_graph_takes_a_gpu(
+    folder: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    refused = CliRunner().invoke(main, ["locate", str(folder)])
+    assert refused.exit_code == 2, refused.output
+    assert "cuda-python" in refused.output
+    refused = CliRunner().invoke(main, ["locate", str(checkpoint)])
+    assert refused.exit_code == 2
+    assert "holds no build; give a folder that `slipway build` wrote" in refused.output
