@@ -3,7 +3,8 @@
 DIR holds a build for target tensorrt-rtx. Its lowered graph is built again with its own profiles and compute
 capabilities, by Slipway's stage (a process of its own, bars, the layer report read and checked) and by the builder
 alone, in alternation. Each run is a process tree of its own; its CPU seconds and the largest resident set in it are
-compared, and wall seconds, which other work on the machine changes.
+compared, and wall seconds, which other work on the machine changes. `stage` are Slipway's CPU seconds without the
+imports that a build's earlier stages have made already, beside all of the bare builder's.
 """
 
 from __future__ import annotations
@@ -21,21 +22,25 @@ from typing import Any
 from bench.table import ratio_of_medians, report
 
 OURS, BARE = "slipway", "bare builder"
-MEASURES = {"wall": "s", "cpu": "CPU s", "resident": "MiB"}
+MEASURES = {"wall": "s", "cpu": "CPU s", "stage": "CPU s", "resident": "MiB"}
 PROGRAMS = {
     OURS: """
-import sys
+import os, sys
 from pathlib import Path
 from model_repo.runtime.manifest import Manifest
+from pipeline.graph import load_graph
 from pipeline.recipe import Recipe
 from pipeline.targets import get_target
+from pipeline.targets.tensorrt import builder, integers, limits, opsets, profiles, record
 folder, engine = map(Path, sys.argv[1:3])
 recipe = Recipe.load(folder / "recipe.yaml").target
 spec = Manifest.read(folder / "engine.json").engine
+before = sum(os.times()[:4])
 get_target(recipe.name).compile(folder / f"lower.{recipe.name}.onnx", engine, recipe, spec)
+print(sum(os.times()[:4]) - before)
 """,
     BARE: """
-import json, sys
+import json, os, sys
 from pathlib import Path
 import tensorrt_rtx as trt
 folder, engine = map(Path, sys.argv[1:3])
@@ -57,6 +62,7 @@ for shapes in record["profiles"].values():
         profile.set_shape(name, *three)
     config.add_optimization_profile(profile)
 engine.write_bytes(builder.build_serialized_network(network, config))
+print(sum(os.times()[:4]))
 """,
 }
 
@@ -65,12 +71,17 @@ def measure(program: str, folder: Path) -> dict[str, float]:
     """Seconds, CPU seconds of the whole process tree, and the largest resident set of one of its processes in MiB."""
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         begin = time.perf_counter()
-        process = subprocess.Popen([sys.executable, "-c", program, str(folder), f"{scratch}/engine.rtx"])
-        _, status, usage = os.wait4(process.pid, 0)
+        command = [sys.executable, "-c", program, str(folder), f"{scratch}/engine.rtx"]
+        with Path(f"{scratch}/stage").open("w+", encoding="utf-8") as said:
+            process = subprocess.Popen(command, stdout=said)
+            _, status, usage = os.wait4(process.pid, 0)
+            said.seek(0)
+            stage = said.read()
         wall = time.perf_counter() - begin
     if status:
         raise SystemExit(f"a build of {folder} ended with status {status}")
-    return {"wall": wall, "cpu": usage.ru_utime + usage.ru_stime, "resident": usage.ru_maxrss / 1024}
+    cpu = usage.ru_utime + usage.ru_stime
+    return {"wall": wall, "cpu": cpu, "stage": float(stage.split()[-1]), "resident": usage.ru_maxrss / 1024}
 
 
 def one_build(folder: Path, rounds: int) -> dict[str, Any]:

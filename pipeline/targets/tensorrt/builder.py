@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -173,8 +174,9 @@ def build_here(
     times = target == "tensorrt"
     kept = _use_timings(trt, config, logger, gpu, chosen) if times else None
     begin = time.perf_counter()
-    with progress_monitor(trt, sys.stderr) as monitor:
-        config.progress_monitor = monitor
+    with progress_monitor(trt, sys.stderr) if sys.stderr.isatty() else nullcontext() as monitor:
+        if monitor is not None:
+            config.progress_monitor = monitor
         plan = builder.build_serialized_network(network, config)
     if plan is None:
         advice = builder_advice([*logger.problems, *logger.warnings])

@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 
 @contextmanager
@@ -17,6 +17,9 @@ def progress_monitor(trt: Any, stream: IO[str]) -> Iterator[Any]:
 
     Nothing is drawn where `stream` is no terminal. The builder calls it from several threads.
     """
+    from rich.console import Console  # imported only by builds that someone watches
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
     console = Console(file=stream)
     bars = Progress(
         TextColumn("{task.description}"),

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from model_repo.runtime.errors import BadInput
-from model_repo.runtime.linear_cache import LINEAR_CACHE
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -58,6 +57,7 @@ def profiles_of(model: ir.Model, spec: EngineSpec, recipe: TargetRecipe) -> tupl
 
     Raises BadInput for a size that has no bound, with the option that gives it one.
     """
+    from model_repo.runtime.linear_cache import LINEAR_CACHE  # the builder's process needs none of these
     from pipeline.fuse.matching import dims
 
     inputs = {value.name or "": dims(value) or () for value in model.graph.inputs}
