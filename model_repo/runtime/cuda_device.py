@@ -23,7 +23,10 @@ the stream: who waits for it waits longer, and never too short."""
 
 
 class CudaDevice:
-    """One GPU with one stream. Raises BadInput where cuda-python is not installed or no GPU can be used."""
+    """One GPU with one stream. Raises BadInput where cuda-python is not installed or no GPU can be used.
+
+    compute_capability: major and minor. capturing: whether `capture` runs.
+    """
 
     def __init__(self) -> None:
         self._cuda = cuda = _runtime()
@@ -48,6 +51,7 @@ class CudaDevice:
             for _ in range(EVENTS)
         ]
         self._recorded = 0
+        self.capturing = False
         self._allocated: set[int] = set()
         self._pinned: list[int] = []
         self._graphs: list[Any] = []
@@ -120,11 +124,14 @@ class CudaDevice:
         cuda = self._cuda
         mode = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._do("begin to capture", cuda.cudaStreamBeginCapture(self._stream, mode))
+        self.capturing = True
         try:
             work()
         except BaseException:
             cuda.cudaStreamEndCapture(self._stream)  # the stream runs again; what was captured is of no use
             raise
+        finally:
+            self.capturing = False
         graph = self._do("capture this work", cuda.cudaStreamEndCapture(self._stream))
         try:
             made = self._do("make captured work ready", cuda.cudaGraphInstantiate(graph, 0))

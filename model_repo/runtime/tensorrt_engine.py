@@ -1,13 +1,12 @@
 """Engines of TensorRT and TensorRT-RTX for executors on a device: the two packages have the same names.
 
-Each profile has an execution context of its own, so that no step switches profiles and captured steps stay right. The
-contexts share one workspace: they run one after the other, in one stream. No engine has run yet; names and signatures
-are held to those of the real packages.
+Each profile has an execution context of its own, so that no step switches profiles. One that was captured is left as it
+is, since captured work rests on it, and another takes its place. All share one workspace: they run one after the other,
+in one stream. No engine has run yet; names and signatures are held to those of the real packages.
 """
 
 from __future__ import annotations
 
-import importlib
 import mmap
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +15,7 @@ from .built_engine import BuiltEngine
 from .cuda_device import CudaDevice
 from .device_engine import DeviceTensor
 from .errors import BadInput, SlipwayError
+from .tensorrt_package import load_plugins, package_of
 from .tensorrt_words import logger_of, not_loaded
 
 DTYPES: Mapping[str, str] = {
@@ -31,9 +31,6 @@ DTYPES: Mapping[str, str] = {
 }
 """TensorRT's names of element types as ONNX's."""
 
-_loaded: set[tuple[str, str]] = set()
-"""Libraries of plugins that this process has loaded, by package and file name: plugins are registered once."""
-
 
 class TensorRtEngine:
     """See `DeviceEngine`. Loads an engine onto `device`, and its plugins before it.
@@ -43,10 +40,10 @@ class TensorRtEngine:
     """
 
     def __init__(self, device: CudaDevice, built: BuiltEngine) -> None:
-        trt = _package(built)
+        trt = package_of(built)
         self._device = device
         self._logger = logger_of(trt)
-        _load_plugins(trt, built)
+        load_plugins(trt, built)
         runtime = trt.Runtime(self._logger)
         if not built.path.is_file():
             raise BadInput(f"no engine {built.path}; build it again")
@@ -69,8 +66,6 @@ class TensorRtEngine:
         }
         self.workspace_bytes: int = engine.device_memory_size_v2
         self._workspace = device.allocate(max(self.workspace_bytes, 1))
-        self._contexts = [self._context(trt, index) for index in range(len(built.profiles))]
-        device.record().wait()
         self._ranges = [
             {
                 name: engine.get_tensor_profile_shape(name, index)
@@ -79,10 +74,17 @@ class TensorRtEngine:
             }
             for index in range(len(built.profiles))
         ]
+        self._strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        self._contexts: list[Any] = [None for _ in built.profiles]
+        self._captured: list[Any] = []
+        self._shapes: list[dict[str, tuple[int, ...]]] = [{} for _ in built.profiles]
+        self._addresses: dict[str, int] = {}
+        self._moved: list[dict[str, int]] = [{} for _ in built.profiles]  # what a context does not know yet
+        for index in range(len(built.profiles)):
+            self._active = index
+            self._context()
         self._active = 0
-        self._moved: list[dict[str, int]] = [
-            {} for _ in built.profiles
-        ]  # addresses a context does not know yet
+        device.record().wait()
 
     def use_profile(self, name: str, stream: int) -> None:
         """See `DeviceEngine.use_profile`; nothing is queued."""
@@ -94,46 +96,56 @@ class TensorRtEngine:
         inside = len(shape) == len(least) and all(
             low <= size <= high for low, size, high in zip(least, shape, most, strict=True)
         )
-        context = self._contexts[self._active]
+        context = self._context()
         if not inside or not context.set_input_shape(name, shape):
             raise BadInput(
                 f"input {name!r} has the shape {list(shape)}; profile {self.profiles[self._active]!r} of the engine "
                 f"takes {list(least)} to {list(most)}. {self._logger.said()}".rstrip()
             )
+        self._shapes[self._active][name] = shape
 
     def set_address(self, name: str, address: int) -> None:
         """See `DeviceEngine.set_address`."""
+        self._addresses[name] = address
         for moved in self._moved:
             moved[name] = address
 
     def enqueue(self, stream: int) -> None:
         """See `DeviceEngine.enqueue`."""
-        context = self._contexts[self._active]
+        context = self._context()
         moved = self._moved[self._active]
         for name, address in moved.items():
             if not context.set_tensor_address(name, address):
-                raise SlipwayError(
-                    f"the engine does not take {name!r} at {address:#x}: {self._logger.said()}"
-                )
+                raise SlipwayError(f"the engine takes no {name!r} at {address:#x}: {self._logger.said()}")
         moved.clear()
         if not context.execute_async_v3(stream):
             raise SlipwayError(f"the engine does not run: {self._logger.said()}")
+        if self._device.capturing:
+            self._captured.append(context)
+            self._contexts[self._active] = None
 
     def close(self) -> None:
         """Gives the engine's memory back, when nothing is in flight."""
         self._contexts.clear()
+        self._captured.clear()
         self._engine = self._runtime = None
         self._device.free(self._workspace)
 
-    def _context(self, trt: Any, profile: int) -> Any:
-        """The context of a profile, which computes in the shared workspace."""
-        context = self._engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        if context is None:
-            raise SlipwayError(f"the engine makes no execution context: {self._logger.said()}")
-        context.set_device_memory(self._workspace, self.workspace_bytes)
-        if not context.set_optimization_profile_async(profile, self._device.stream):
-            raise SlipwayError(f"profile {self.profiles[profile]!r} cannot be used: {self._logger.said()}")
-        return context
+    def _context(self) -> Any:
+        """The context of the profile that is used; a new one knows the shapes and addresses of the one before."""
+        active = self._active
+        if self._contexts[active] is None:
+            context = self._engine.create_execution_context(self._strategy)
+            if context is None:
+                raise SlipwayError(f"the engine makes no execution context: {self._logger.said()}")
+            context.set_device_memory(self._workspace, self.workspace_bytes)
+            if not context.set_optimization_profile_async(active, self._device.stream):
+                raise SlipwayError(f"profile {self.profiles[active]!r} cannot be used: {self._logger.said()}")
+            for name, shape in self._shapes[active].items():
+                context.set_input_shape(name, shape)
+            self._moved[active] = dict(self._addresses)
+            self._contexts[active] = context
+        return self._contexts[active]
 
 
 def _tensor(trt: Any, engine: Any, name: str) -> DeviceTensor:
@@ -141,32 +153,3 @@ def _tensor(trt: Any, engine: Any, name: str) -> DeviceTensor:
     shape = tuple(None if size < 0 else size for size in engine.get_tensor_shape(name))
     is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
     return DeviceTensor(name, "input" if is_input else "output", DTYPES.get(kind, kind.lower()), shape)
-
-
-def _package(built: BuiltEngine) -> Any:
-    """The module of the engine's package. Raises BadInput where it does not load."""
-    try:
-        return importlib.import_module(built.module)
-    except Exception as error:  # a missing library comes as any of several errors
-        raise BadInput(
-            f"{built.path.name} is an engine of {built.title} {built.version}, whose package {built.module!r} does not "
-            f"load here ({error}): pip install {built.requirement}"
-        ) from error
-
-
-def _load_plugins(trt: Any, built: BuiltEngine) -> None:
-    """Registers the plugins in C++. Raises BadInput for a library that is missing or does not load."""
-    for library in built.plugins:
-        if (trt.__name__, library.name) in _loaded:
-            continue
-        if not library.is_file():
-            raise BadInput(
-                f"{library}, the library of plugins that {built.path.name} was built with, is missing; build the "
-                "engine again, or `make plugins TENSORRT_INCLUDE=...` and put it there, beside its kernels"
-            )
-        if trt.get_plugin_registry().load_library(str(library)) is None:
-            raise BadInput(
-                f"{built.title} {trt.__version__} does not load the plugins of {library}; build them again with its "
-                "headers (`make plugins TENSORRT_INCLUDE=...`), and see that the kernels' library lies beside them"
-            )
-        _loaded.add((trt.__name__, library.name))

@@ -48,7 +48,7 @@ def not_loaded(built: BuiltEngine, version: str, capability: tuple[int, int], sa
         known = f"it has {', '.join(map(str, built.plugins))}" if built.plugins else "it has none"
         return BadInput(
             f"{error}The engine holds plugins, which come from a library in C++ beside it ({known}): "
-            "`make plugins TENSORRT_INCLUDE=...`, then build the engine with it (target.plugin_library). Plugins in "
+            "`make plugins TENSORRT_INCLUDE=...`, then build the engine with it (--plugin-library). Plugins in "
             "Python, which an engine may be built with for want of that, are not known here"
         )
     if version != built.version:

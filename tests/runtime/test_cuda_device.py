@@ -117,8 +117,10 @@ def test_memory_that_is_not_there_is_told_with_its_bytes(cuda: CudaCalls) -> Non
 def test_work_is_captured_as_a_graph(cuda: CudaCalls) -> None:
     device = CudaDevice()
     cuda.said()
-    captured = device.capture(lambda: device.zero(0x7000, 4))
+    seen: list[bool] = []
+    captured = device.capture(lambda: (seen.append(device.capturing), device.zero(0x7000, 4))[1])
     captured.launch()
+    assert (seen, device.capturing) == ([True], False)
     assert cuda.said() == [
         ("cudaStreamBeginCapture", STREAM, 1),
         ("cudaMemsetAsync", 0x7000, 0, 4, STREAM),
@@ -139,6 +141,7 @@ def test_a_capture_that_fails_leaves_the_stream_usable(cuda: CudaCalls) -> None:
     with pytest.raises(SlipwayError, match="the engine refuses"):
         device.capture(work)
     assert cuda.said()[-1] == ("cudaStreamEndCapture", STREAM)
+    assert not device.capturing
     cuda.fails["cudaStreamEndCapture"] = 901
     with pytest.raises(SlipwayError, match="does not capture this work: cudaErrorOfATest"):
         device.capture(lambda: None)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from model_repo.runtime import tensorrt_engine
+from model_repo.runtime import tensorrt_package
 from model_repo.runtime.built_engine import BuiltEngine
 from model_repo.runtime.device_engine import DeviceEngine, DeviceTensor
 from model_repo.runtime.errors import BadInput, SlipwayError
@@ -21,11 +21,12 @@ class Hopper(HostDevice):
     """A device that says what chip it is."""
 
     compute_capability = (9, 0)
+    capturing = False
 
 
 @pytest.fixture
 def trt(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRt:
-    monkeypatch.setattr(tensorrt_engine, "_loaded", set())
+    monkeypatch.setattr(tensorrt_package, "_loaded", set())
     return installed(monkeypatch, FakeTensorRt())
 
 
@@ -84,6 +85,31 @@ def test_addresses_reach_each_context_once_before_it_runs(trt: FakeTensorRt, bui
     ]
 
 
+def test_a_context_that_was_captured_is_left_as_it_is(trt: FakeTensorRt, built: BuiltEngine) -> None:
+    device = Hopper()
+    engine = TensorRtEngine(device, built)  # type: ignore[arg-type]
+    engine.set_address("logits", 0x700)
+    engine.set_shape("key_cache_0", (9, 4, 2, 8))
+    engine.set_shape("input_ids", (2,))
+    engine.enqueue(0x51)
+    device.capturing = True
+    engine.enqueue(0x51)
+    device.capturing = False
+    trt.calls.clear()
+    engine.set_shape("input_ids", (4,))
+    engine.set_address("logits", 0x900)
+    engine.enqueue(0x51)
+    (made, *_), rest = trt.calls[0], trt.calls[2:]
+    assert made == 2  # after the two of the profiles
+    assert rest == [
+        (2, "set_input_shape", "key_cache_0", (9, 4, 2, 8)),
+        (2, "set_input_shape", "input_ids", (2,)),
+        (2, "set_input_shape", "input_ids", (4,)),
+        (2, "set_tensor_address", "logits", 0x900),
+        (2, "execute_async_v3", 0x51),
+    ]
+
+
 def test_a_shape_outside_the_profile_is_named_with_its_range(trt: FakeTensorRt, built: BuiltEngine) -> None:
     engine = loaded(built)
     words = r"input 'input_ids' has the shape \[5\]; profile 'decode' of the engine takes \[1\] to \[4\]\.$"
@@ -100,7 +126,7 @@ def test_what_tensorrt_refuses_is_told_in_its_words(trt: FakeTensorRt, built: Bu
     engine = loaded(built)
     engine.set_address("logits", 1)
     trt.refused.add("set_tensor_address")
-    with pytest.raises(SlipwayError, match="does not take 'logits' at 0x1: a warning of the load"):
+    with pytest.raises(SlipwayError, match="takes no 'logits' at 0x1: a warning of the load"):
         engine.enqueue(0)
     trt.refused = {"execute_async_v3"}
     engine = loaded(built)
@@ -167,7 +193,7 @@ def test_plugins_are_loaded_before_the_engine_and_once(
 def test_plugins_that_do_not_load_are_named(
     monkeypatch: pytest.MonkeyPatch, built: BuiltEngine, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(tensorrt_engine, "_loaded", set())
+    monkeypatch.setattr(tensorrt_package, "_loaded", set())
     installed(monkeypatch, FakeTensorRt(plugins=False))
     library = tmp_path / "libslipway_tensorrt.so"
     library.touch()

@@ -24,7 +24,7 @@ from plugins.toolchain import run_command
 from tests.plugins.tensorrt.real_names import OF_RTX_ALONE, ROOT, Names
 
 FOLDERS = ("pipeline/targets/tensorrt", "plugins/tensorrt")
-RUNTIME = ("model_repo/runtime/tensorrt_engine.py", "model_repo/runtime/tensorrt_words.py")
+RUNTIME = tuple(f"model_repo/runtime/tensorrt_{name}.py" for name in ("engine", "package", "words"))
 """What executes engines, of TensorRT and of TensorRT-RTX."""
 EXECUTION = frozenset(
     {

@@ -85,7 +85,7 @@ class Names(ast.NodeVisitor):
             named = CALLED[target.id] if found is None and target.id in ALWAYS else None
             self.scope[target.id] = self.instance(named) if named else found
         elif isinstance(target, ast.Attribute) and self.is_self(target.value):
-            self.fields[target.attr] = self.value(value)
+            self.fields.setdefault(target.attr, self.value(value))
         elif isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
             for one, its in zip(target.elts, value.elts, strict=True):
                 self.assign(one, its)
