@@ -58,7 +58,7 @@ def _compiler() -> Diagnosis:
 
 
 def _cuda_compiler() -> Diagnosis:
-    """Only the CUDA kernels need it, and no target of this version uses them, so that none is no problem."""
+    """Only the CUDA kernels need it, which targets for GPUs use, so that none is no problem."""
     from plugins.cuda.nvcc import find_nvcc
 
     try:
@@ -85,15 +85,19 @@ def _targets() -> Iterator[Diagnosis]:
 
 
 def _gpu() -> Diagnosis:
-    """No target of this version needs a GPU, so that none is no problem."""
+    """Building takes none but for target tensorrt, and the default target runs without, so that none is no problem."""
     program = shutil.which("nvidia-smi")
     if program is None:
-        return Diagnosis("GPU", True, "none (no nvidia-smi); the targets of this version need none")
+        return Diagnosis(
+            "GPU",
+            True,
+            "none (no nvidia-smi); engines of onnxruntime-cuda, tensorrt and tensorrt-rtx run where one is",
+        )
     query = [program, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
     found, failed = _output_of(query)
     if failed:
         return Diagnosis("GPU", False, found, "nvidia-smi does not answer: check the NVIDIA driver")
-    return Diagnosis("GPU", True, f"{found}; the targets of this version do not use it")
+    return Diagnosis("GPU", True, found)
 
 
 def _server() -> Diagnosis:

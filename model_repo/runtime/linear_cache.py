@@ -6,9 +6,20 @@ A sequence owns one slot, a stretch of `max_length` positions in each cache, so 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-from .contract import KVSpec, key_cache, key_cache_out, value_cache, value_cache_out
+from .contract import (
+    KV_DTYPE_BYTES,
+    EngineSpec,
+    KVSpec,
+    key_cache,
+    key_cache_out,
+    value_cache,
+    value_cache_out,
+)
+from .device import ALIGNMENT
+from .errors import BadInput
 from .tensor_spec import TensorSpec
 
 LINEAR_CACHE = "linear_cache"
@@ -34,3 +45,18 @@ def linear_caches(kv: Sequence[KVSpec], max_length: int) -> tuple[tuple[TensorSp
             shape = ("batch", spec.kv_heads, max_length, dim)
             pairs.append((TensorSpec(name, spec.dtype, shape), TensorSpec(out, spec.dtype, shape)))
     return tuple(pairs)
+
+
+def check_slots(spec: EngineSpec) -> None:
+    """Raises BadInput for slots that begin where no engine takes a tensor, and says which lengths do."""
+    length = spec.decoder_limits.max_length
+    for layer in spec.kv:
+        for dim in (layer.key_dim, layer.value_dim):
+            position = layer.kv_heads * dim * KV_DTYPE_BYTES[layer.dtype]
+            if position * length % ALIGNMENT:
+                step = ALIGNMENT // math.gcd(position, ALIGNMENT)
+                raise BadInput(
+                    f"a slot of {length} positions takes {position * length} bytes of a cache, and tensors begin at "
+                    f"multiples of {ALIGNMENT} bytes; give --max-length {max(length // step, 1) * step}, a multiple of "
+                    f"{step}"
+                )

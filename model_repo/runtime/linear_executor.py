@@ -20,7 +20,7 @@ from .device import ALIGNMENT, CapturedWork, Device, OutOfMemory
 from .device_engine import DeviceEngine
 from .errors import BadInput
 from .executor import BucketRule
-from .linear_cache import linear_caches
+from .linear_cache import check_slots, linear_caches
 
 _INPUTS = ("input_ids", "past_lens", "logits_indices")
 
@@ -204,21 +204,6 @@ class LinearExecutor:
                 if row >= 0:
                     answer[row] = rows[place]
         return answer
-
-
-def check_slots(spec: EngineSpec) -> None:
-    """Raises BadInput for slots that begin where no engine takes a tensor, and says which lengths do."""
-    length = spec.decoder_limits.max_length
-    for layer in spec.kv:
-        for dim in (layer.key_dim, layer.value_dim):
-            position = layer.kv_heads * dim * KV_DTYPE_BYTES[layer.dtype]
-            if position * length % ALIGNMENT:
-                step = ALIGNMENT // int(np.gcd(position, ALIGNMENT))
-                raise BadInput(
-                    f"a slot of {length} positions takes {position * length} bytes of a cache, and tensors begin at "
-                    f"multiples of {ALIGNMENT} bytes; give --max-length {max(length // step, 1) * step}, a multiple of "
-                    f"{step}"
-                )
 
 
 def _allocated(device: Device, spec: EngineSpec, slots: int) -> list[_Cache]:

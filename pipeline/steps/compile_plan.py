@@ -9,7 +9,7 @@ from pathlib import Path
 
 from model_repo.runtime.contract import EngineSpec
 from model_repo.runtime.errors import BadInput
-from model_repo.runtime.linear_cache import LINEAR_CACHE
+from model_repo.runtime.linear_cache import LINEAR_CACHE, check_slots
 from pipeline.stages import Product, Stage
 from pipeline.workspace import LAYERS, LAYERS_PICTURE, lowered
 
@@ -84,7 +84,7 @@ def _run(context: BuildContext) -> Product:
 def linear(spec: EngineSpec) -> EngineSpec:
     """`spec` with slots of the longest sequence in place of blocks: as many as the cache's bytes hold.
 
-    Raises BadInput when not one slot fits.
+    Raises BadInput when not one slot fits, and for slots that begin where no engine takes a tensor.
     """
     if spec.limits is None:
         return spec
@@ -96,4 +96,6 @@ def linear(spec: EngineSpec) -> EngineSpec:
             "--kv-cache-bytes, or lower --max-length"
         )
     limits = replace(limits, max_batch=slots, block_size=limits.max_length, num_blocks=slots)
-    return replace(spec, limits=limits, features=(*spec.features, LINEAR_CACHE))
+    made = replace(spec, limits=limits, features=(*spec.features, LINEAR_CACHE))
+    check_slots(made)
+    return made

@@ -41,6 +41,12 @@ def test_python_model_reads_back() -> None:
     assert not message.HasField("model_metrics")  # tritonserver 2.51 does not start with it
 
 
+def test_a_model_on_a_gpu_says_which() -> None:
+    message = read_back(ModelConfig("m", (Tensor("a", "FP32"),), (Tensor("b", "FP32"),), gpus=(0,)))
+    (group,) = message.instance_group
+    assert (group.count, group.kind, list(group.gpus)) == (1, pb.ModelInstanceGroup.KIND_GPU, [0])
+
+
 def test_decoupled_model_has_no_batcher() -> None:
     message = read_back(ModelConfig("m", (Tensor("a", "STRING"),), (Tensor("b", "STRING"),), decoupled=True))
     assert message.model_transaction_policy.decoupled

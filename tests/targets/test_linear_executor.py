@@ -15,8 +15,8 @@ from model_repo.runtime.contract import EngineSpec, KVSpec, Limits
 from model_repo.runtime.engine import Engine
 from model_repo.runtime.errors import BadInput
 from model_repo.runtime.host_device import HostDevice, Order
-from model_repo.runtime.linear_cache import LINEAR_CACHE
-from model_repo.runtime.linear_executor import LinearExecutor, check_slots
+from model_repo.runtime.linear_cache import LINEAR_CACHE, check_slots
+from model_repo.runtime.linear_executor import LinearExecutor
 from model_repo.runtime.request import Request, SamplingParams
 from pipeline.fuse.matching import dims
 from pipeline.graph import load_graph, save_graph
