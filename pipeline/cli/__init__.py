@@ -23,6 +23,7 @@ COMMANDS = {
     "quantize": "Weights as codes, and rounding where the target computes with codes.",
     "lower": "Stage 3: the operators that the target knows.",
     "compile": "Stage 4: the engine that the runtime loads.",
+    "refit": "Weights for an engine that was built without them, on a GPU.",
     "emit": "Stage 5: the Triton model repository.",
     "sensitivity": "What each layer's precision costs, and the best under a budget.",
     "evaluate": "Accuracy on held-out data, beside float32.",

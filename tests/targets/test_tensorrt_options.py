@@ -20,8 +20,9 @@ from pipeline.recipe import Recipe, TargetRecipe
 from pipeline.targets.tensorrt import settings
 from pipeline.targets.tensorrt.bindings import load
 from pipeline.targets.tensorrt.builder import BuildOptions, Built, build_engine
-from pipeline.targets.tensorrt.gpu_here import GpuHere
+from pipeline.targets.tensorrt.gpu_here import GpuHere, gpu_here
 from pipeline.targets.tensorrt.profiles import Profile, Sizes, profile
+from pipeline.targets.tensorrt.refitting import refit_engine
 from pipeline.targets.tensorrt.settings import check_builder, configure
 from tests.targets.small_networks import network
 
@@ -216,3 +217,16 @@ def test_profiles_of_decode_steps_follow_the_recipe() -> None:
     assert [one.name for one in found] == ["decode_4", "decode", "prefill"]
     assert isinstance(found[0], Profile)
     assert found[0].shapes["input_ids"] == ((1, 1), (4, 1), (4, 1))
+
+
+def test_refitting_takes_a_gpu_and_a_build_of_tensorrt(graph: Path, tmp_path: Path) -> None:
+    made(graph, tmp_path)
+    engine = tmp_path / "engine.rtx"
+    if gpu_here() is None:
+        with pytest.raises(BadInput, match=r"engine.rtx is refitted on a GPU, and there is none here"):
+            refit_engine(RTX, engine, graph, tmp_path / "refitted.rtx")
+        assert {path.name for path in tmp_path.iterdir()} == {"engine.rtx"}
+    Recipe.for_model("demo").dump(tmp_path / "recipe.yaml")
+    refused = CliRunner().invoke(main, ["refit", str(tmp_path)])
+    assert refused.exit_code == 2
+    assert "target onnxruntime, whose engines are not refitted" in refused.output

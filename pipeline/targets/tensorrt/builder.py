@@ -135,7 +135,7 @@ def problem_here(target: str) -> str:
 def parse_here(target: str, graph: str, profiles: list[dict[str, Any]], kernels: str | None = None) -> str:
     """`parse_only` in this process."""
     trt = load(target, plugins=kernels is not None)
-    _prepared(trt, _logger(trt), Path(graph), profiles, BuildOptions(kernels=kernels))
+    _prepared(trt, new_logger(trt), Path(graph), profiles, BuildOptions(kernels=kernels))
     return str(trt.__version__)
 
 
@@ -168,7 +168,7 @@ def build_here(
         BuilderRecipe.from_dict(options["builder"]),
     )
     trt = load(target, plugins=bool(chosen.plugin_library or chosen.kernels))
-    logger = _logger(trt)
+    logger = new_logger(trt)
     builder, network, config = _prepared(trt, logger, Path(graph), profiles, chosen)
     gpu = gpu_here()
     times = target == "tensorrt"
@@ -219,7 +219,7 @@ def _use_timings(
     return place if replay is None else None
 
 
-def _logger(trt: Any) -> Any:
+def new_logger(trt: Any) -> Any:
     """A logger that keeps errors, warnings and the report of the layers."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]

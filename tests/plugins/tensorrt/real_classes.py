@@ -69,14 +69,14 @@ def bindings(folder: Path) -> Any:
 def made_objects(trt: Any, kernels_path: str) -> Iterator[str]:
     """Our classes, made on TensorRT's and called as it would."""
     from model_repo.runtime.tensorrt_words import logger_of
-    from pipeline.targets.tensorrt.builder import _logger
+    from pipeline.targets.tensorrt.builder import new_logger
     from pipeline.targets.tensorrt.monitor import progress_monitor
     from plugins.cuda.library import Library
     from plugins.tensorrt import names
     from plugins.tensorrt.python_plugin import FORMS, _creator_class
     from tests.plugins.tensorrt.calls import calls
 
-    logger = _logger(trt)
+    logger = new_logger(trt)
     logger.log(trt.ILogger.ERROR, "words")
     if logger.said() != "words":
         yield "the logger does not keep what it is told"
