@@ -1,7 +1,8 @@
 """Calibration samples: read from one of several kinds of source, cut to length, chosen the same way every time.
 
 `open_samples` reads a file or folder; one module a kind: `text.py` (.txt), `lines.py` (.jsonl, captured requests
-included), `arrays.py` (.npz), `pictures.py` (a folder of images). `choice.py` chooses among what was read.
+included), `arrays.py` (.npz), `captured.py` (captured requests of named tensors), `pictures.py` (a folder of images).
+`choice.py` chooses among what was read.
 """
 
 from __future__ import annotations
@@ -76,8 +77,13 @@ def _read(
             from .arrays import read_arrays
 
             return read_arrays(source, model.inputs, model.batched)
+        if source.suffix == ".jsonl":
+            from .captured import read_captured
+
+            return read_captured(source, model.inputs, model.batched)
         raise BadInput(
-            f"{source} is of no use to a model of named tensors; give a .npz file or a folder of images"
+            f"{source} is of no use to a model of named tensors; give a .npz file, a folder of images, or requests "
+            "that a server captured"
         )
     from .lines import read_lines
     from .text import Cutter, read_text

@@ -6,6 +6,7 @@ each is cut to its own size, whatever request it came with.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,10 @@ Place = tuple[int, int]
 
 class TritonPythonModel(named_tensors.TritonPythonModel):
     """Owns the engine; one instance."""
+
+    def _kept(self, inputs: dict[str, Array]) -> Sequence[dict[str, Array]]:
+        """Each image by itself, without what fills it up."""
+        return [{"pixel_values": image[None]} for image in _cut(inputs)]
 
     def _answers(self, given: list[dict[str, Array]]) -> list[dict[str, Array] | SlipwayError]:
         errors: dict[int, SlipwayError] = {}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,8 @@ class TritonPythonModel:
         to_standard_error(model)
         self.engine = TensorEngine.load(folder / "engine")
         self.engine.warm_up()
+        config = json.loads(args["model_config"])
+        self.capture = startup.capture(config, startup.parameter(config, "served"))
         labels = {"model": model, "version": args["model_version"]}
         self.counters = Counters(COUNTERS, labels, before=self.engine.metrics.counters())
         self.histograms = Histograms(HISTOGRAMS, labels)
@@ -43,12 +46,20 @@ class TritonPythonModel:
         """One response a request; an error is told to the request that made it."""
         given = [self._received(arrays(request)) for request in requests]
         answers = self._answers(given)
+        if self.capture is not None:
+            for inputs, answer in zip(given, answers, strict=True):
+                for kept in () if isinstance(answer, SlipwayError) else self._kept(inputs):
+                    self.capture.write_tensors(kept)
         self.counters.publish(self.engine.metrics.counters())
         self.histograms.publish(self.engine.metrics.take_observations())
         return [
             self._response(answer, request.requested_output_names())
             for answer, request in zip(answers, requests, strict=True)
         ]
+
+    def _kept(self, inputs: dict[str, Array]) -> Sequence[dict[str, Array]]:
+        """What a capture keeps of an answered request."""
+        return [inputs]
 
     def _answers(self, given: list[dict[str, Array]]) -> list[dict[str, Array] | SlipwayError]:
         if self.engine.spec.batched and len(given) > 1:

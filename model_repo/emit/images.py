@@ -43,7 +43,7 @@ def images(name: str, engine_dir: Path, manifest: Manifest, serve: ServeSettings
         )
     preprocess, engine_name = f"{name}{PREPROCESS_SUFFIX}", f"{name}{ENGINE_SUFFIX}"
     postprocess = f"{name}_postprocess"
-    (engine,) = tensors(engine_name, engine_dir, manifest, serve)
+    (engine,) = tensors(engine_name, engine_dir, manifest, serve, name)
     most = min(engine.config.max_batch_size, max(1, MAX_BATCH_BYTES // _image_bytes(spec)))
     engine = replace(engine, config=replace(engine.config, max_batch_size=most))
     varies = steps.preprocessing.size is None

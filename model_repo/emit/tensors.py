@@ -10,7 +10,7 @@ from ..runtime.manifest import Manifest
 from .configs import DataType, DynamicBatching, ModelConfig, Tensor
 from .files import ENGINE, ModelFiles
 from .requirements import engine_gpus, engine_requirements
-from .settings import ServeSettings
+from .settings import ServeSettings, capture_parameters
 
 MAX_BATCH = 64
 DELAY_MICROSECONDS = 500
@@ -32,8 +32,10 @@ TRITON_TYPES: dict[str, DataType] = {
 }
 
 
-def tensors(name: str, engine_dir: Path, manifest: Manifest, serve: ServeSettings) -> list[ModelFiles]:
-    """The model that serves the engine in `engine_dir` as `name`."""
+def tensors(
+    name: str, engine_dir: Path, manifest: Manifest, serve: ServeSettings, served: str | None = None
+) -> list[ModelFiles]:
+    """The model that serves the engine in `engine_dir` as `name`, a step of `served` where that is another."""
     spec = manifest.engine
     if spec is None or not spec.inputs or not spec.outputs:
         raise BadInput(f"{engine_dir / 'engine.json'} names no inputs and outputs; build it again")
@@ -45,6 +47,7 @@ def tensors(name: str, engine_dir: Path, manifest: Manifest, serve: ServeSetting
         tuple(_tensor(tensor, spec.batched) for tensor in spec.outputs),
         max_batch_size=_max_batch(spec) if spec.batched else 0,
         dynamic_batching=DynamicBatching(DELAY_MICROSECONDS) if spec.batched else None,
+        parameters={"served": served or name, **capture_parameters(serve)},
         gpus=engine_gpus(manifest),
     )
     return [

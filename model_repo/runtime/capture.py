@@ -1,17 +1,22 @@
 """Writes the requests of a running server to a file, for calibration: off unless asked for, and never beyond a size.
 
-JSON lines. The first names the model, {"slipway_capture": {"version": 1, "model": ...}}; each other is one request's
-tokens as the engine gets them, {"input_ids": [...]}. It holds what users wrote: treat the file as you treat their
+JSON lines. The first names the model, {"slipway_capture": {"version": 1, "model": ...}}; each other is one request as
+the engine gets it: its tokens, {"input_ids": [...]}, or its tensors, {"tensors": {name: {"dtype", "shape", "data"}}}
+with the bytes in base64, little-endian and in C order. It holds what users sent: treat the file as you treat their
 requests.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
 
 from .errors import BadInput
 
@@ -42,7 +47,16 @@ class Capture:
 
     def write(self, input_ids: Sequence[int]) -> None:
         """Adds one request, if it still fits."""
-        line = json.dumps({"input_ids": list(map(int, input_ids))}, separators=(",", ":")).encode() + b"\n"
+        self._add({"input_ids": list(map(int, input_ids))})
+
+    def write_tensors(self, inputs: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Adds one request of named tensors, of numbers or truth values, if it still fits."""
+        if self._bytes + sum(array.nbytes for array in inputs.values()) > self._max_bytes:
+            return  # without the work of base64
+        self._add({"tensors": {name: encoded(array) for name, array in inputs.items()}})
+
+    def _add(self, entry: Mapping[str, Any]) -> None:
+        line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
         with self._lock:
             if self._file is None or self._bytes + len(line) > self._max_bytes:
                 return
@@ -91,3 +105,20 @@ class Capture:
             file.truncate(end)
         file.seek(0, 2)
         return end
+
+
+def encoded(array: npt.NDArray[Any]) -> dict[str, Any]:
+    """A tensor as JSON holds it; `decoded` gives it back."""
+    stored = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    data = base64.b64encode(stored.tobytes()).decode()
+    return {"dtype": array.dtype.name, "shape": list(array.shape), "data": data}
+
+
+def decoded(entry: Any) -> npt.NDArray[Any]:
+    """The tensor of an entry. Raises ValueError for what `encoded` never gives."""
+    try:
+        dtype = np.dtype(entry["dtype"]).newbyteorder("<")
+        data = base64.b64decode(entry["data"], validate=True)
+        return np.frombuffer(data, dtype).reshape(entry["shape"]).astype(dtype.newbyteorder("="))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"no tensor: {error}") from error

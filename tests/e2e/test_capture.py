@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
+import tritonclient.grpc as grpcclient
+
 from calibration.samples import open_samples
 from model_repo.runtime.engine_files import EngineFiles
-from pipeline.client import embed, stream
+from pipeline.client import embed, stream, tensor
 from pipeline.serve import Server
 from tests.e2e.conftest import until
 
@@ -45,3 +48,19 @@ def test_texts_of_an_encoder_are_kept_too(idle: Server, builds: dict[str, Path],
     tokenizer = EngineFiles.read(builds["minilm"], verify=False).tokenizer
     assert tokenizer is not None
     assert kept(captures / "minilm.jsonl")[-2:] == [tokenizer.encode(text) for text in texts]
+
+
+def test_tensors_are_kept_as_the_engine_got_them(
+    running: Server, builds: dict[str, Path], captures: Path
+) -> None:
+    random = np.random.default_rng(4)
+    features, kind = random.standard_normal((12, 6), dtype=np.float32), random.integers(0, 10, (12, 1))
+    with grpcclient.InferenceServerClient(running.grpc) as client:
+        for rows in (slice(0, 5), slice(5, 12)):
+            given = {"features": features[rows], "kind": kind[rows]}
+            client.infer("scorer", [tensor(name, array) for name, array in given.items()])
+    files = EngineFiles.read(builds["scorer"], verify=False)
+    samples = open_samples(captures / "scorer.jsonl", files.spec)
+    found = {item["features"].tobytes(): item["kind"] for item in samples.items}
+    for row in range(12):
+        assert found[features[row : row + 1].tobytes()] == kind[row]

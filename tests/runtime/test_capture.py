@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model_repo.runtime.capture import HEADER, Capture
+from model_repo.runtime.capture import HEADER, Capture, decoded
 from model_repo.runtime.errors import BadInput
 
 
@@ -94,3 +94,36 @@ def test_a_full_disk_ends_the_capture_and_not_the_request(tmp_path: Path) -> Non
     capture.write([1, 2, 3])
     capture.write([4])
     assert captured(tmp_path / "r.jsonl") == []
+
+
+def test_tensors_come_back_as_they_were(tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    given = {
+        "x": random.standard_normal((2, 3)).astype(np.float32),
+        "ids": random.integers(0, 9, (2,)),
+        "half": random.standard_normal((3, 2)).astype(np.float16).T,  # not in C order
+        "mask": np.array([[True, False]]),
+        "one": np.float64(2.5).reshape(()),
+        "none": np.zeros((0, 4), np.float32),
+    }
+    path = tmp_path / "requests.jsonl"
+    Capture(path, "scorer").write_tensors(given)
+    entry = json.loads(path.read_text().splitlines()[1])["tensors"]
+    assert set(entry) == set(given)
+    for name, array in given.items():
+        found = decoded(entry[name])
+        assert found.dtype == array.dtype
+        assert np.array_equal(found, array)
+    for broken in ({}, {"dtype": "float32", "shape": [3], "data": "AAAA"}, {**entry["x"], "data": "?"}, None):
+        with pytest.raises(ValueError, match="no tensor"):
+            decoded(broken)
+
+
+def test_tensors_never_make_a_file_grow_beyond_its_bound(tmp_path: Path) -> None:
+    path = tmp_path / "requests.jsonl"
+    capture = Capture(path, "scorer", max_bytes=1000)
+    for size in (10, 1000, 100, 20):
+        capture.write_tensors({"x": np.zeros(size, np.float32)})
+    kept = [json.loads(line)["tensors"]["x"]["shape"] for line in path.read_text().splitlines()[1:]]
+    assert kept == [[10], [100], [20]]
+    assert path.stat().st_size <= 1000

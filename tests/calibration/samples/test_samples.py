@@ -17,6 +17,7 @@ from tokenizers import models, pre_tokenizers, processors
 from calibration.samples import DEFAULT_FILE, open_samples
 from calibration.samples.base import Found
 from calibration.samples.choice import allotted, chosen
+from model_repo.runtime.capture import Capture
 from model_repo.runtime.contract import TensorSpec
 from model_repo.runtime.errors import BadInput
 from model_repo.runtime.image_steps import Preprocessing, Resize
@@ -209,7 +210,7 @@ def test_sources_that_are_of_no_use_are_refused(tmp_path: Path, tokenizer: Token
         opened(data, DECODER, tokenizer, count=10)
     with pytest.raises(BadInput, match="no calibration data at"):
         opened(tmp_path / "none.jsonl", DECODER, tokenizer)
-    with pytest.raises(BadInput, match=r"give a \.npz file or a folder of images"):
+    with pytest.raises(BadInput, match=r"line 1, holds no tensors; .* a \.npz file or a folder"):
         opened(data, ROWS, None)
     (tmp_path / "a.csv").write_text("x")
     with pytest.raises(BadInput, match=r"a\.csv is of no use to a model of texts"):
@@ -266,3 +267,66 @@ def test_the_default_text_is_not_the_held_out_one() -> None:
     paragraphs = [p for p in DEFAULT_FILE.read_text(encoding="utf-8").split("\n\n") if len(p) > 40]
     assert len(paragraphs) >= 200
     assert [p for p in paragraphs if p in heldout] == []
+
+
+def captured(path: Path, requests: list[dict[str, np.ndarray]]) -> Path:
+    """A file as a server writes it."""
+    capture = Capture(path, "rows")
+    for request in requests:
+        capture.write_tensors(request)
+    capture.close()
+    return path
+
+
+def test_captured_requests_of_named_tensors_are_samples_row_by_row(tmp_path: Path) -> None:
+    random = np.random.default_rng(2)
+    x, y = random.standard_normal((12, 3)).astype(np.float32), random.integers(0, 5, 12)
+    cuts = [slice(0, 1), slice(1, 8), slice(8, 12)]
+    path = captured(tmp_path / "rows.jsonl", [{"x": x[cut], "y": y[cut]} for cut in cuts])
+    np.savez(tmp_path / "rows.npz", x=x, y=y)
+    samples, arrays = (opened(tmp_path / f"rows.{suffix}", ROWS, None) for suffix in ("jsonl", "npz"))
+    assert samples.sha256 == arrays.sha256  # the same samples, whichever way they came
+    assert len(samples.items) == 12
+    assert path.read_text().count("\n") == 4
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"x": np.zeros((1, 3), np.float32)}, r"line 2, has no tensor 'y'; it has x"),
+        (
+            {"x": np.zeros((1, 4), np.float32), "y": np.zeros(1, np.int64)},
+            r"line 2, has 'x' as float32 \[1, 4\]; the model takes float32 \[batch, 3\]",
+        ),
+        (
+            {"x": np.full((1, 3), np.nan, np.float32), "y": np.zeros(1, np.int64)},
+            r"line 2, holds NaN or infinity in 'x'",
+        ),
+        (
+            {"x": np.zeros((2, 3), np.float32), "y": np.zeros(1, np.int64)},
+            r"line 2, has different numbers of rows",
+        ),
+    ],
+)
+def test_captured_tensors_that_do_not_fit_are_refused(
+    tmp_path: Path, request_: dict[str, np.ndarray], message: str
+) -> None:
+    with pytest.raises(BadInput, match=message):
+        opened(captured(tmp_path / "rows.jsonl", [request_]), ROWS, None)
+
+
+def test_a_capture_of_texts_is_no_data_for_named_tensors(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "data.jsonl", [{"input_ids": [1, 2]}])
+    with pytest.raises(BadInput, match="line 1, holds no tensors; a model of named tensors takes"):
+        opened(path, ROWS, None)
+    path.write_text("notes\n")
+    with pytest.raises(BadInput, match="line 1, is no JSON"):
+        opened(path, ROWS, None)
+
+
+def test_captured_images_are_of_one_size(tmp_path: Path) -> None:
+    pixels = Facts("tensors", inputs=(TensorSpec("pixels", "float32", ("batch", "height", "width")),))
+    sizes = [(4, 4), (4, 5)]
+    requests = [{"pixels": np.zeros((1, *size), np.float32)} for size in sizes]
+    with pytest.raises(BadInput, match="line 3, has other sizes than the requests before it"):
+        opened(captured(tmp_path / "pixels.jsonl", requests), pixels, None)
