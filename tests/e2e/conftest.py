@@ -26,6 +26,12 @@ CHAT_TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor
 MAX_QUEUE = 16
 MODULES = {name: f"tests.pipeline.user_models:{name}" for name in ("scorer", "centered")}
 """Served name -> function; models of named tensors."""
+QUANTIZED: dict[str, dict[str, str]] = {
+    "demo_int8": {"precision": "int8"},
+    "demo_int4": {"precision": "int4"},
+    "demo_w4a8": {"precision": "w4a8", "kv_dtype": "int8"},
+}
+"""Served name -> how the demo model is quantized."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -44,7 +50,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def builds(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, Path]) -> dict[str, Path]:
-    """Compiled engines of `minilm`, `demo` (with a chat template), `demo_int8`, MODULES and `checkpoints`: folders."""
+    """Compiled engines of `minilm`, `demo` (with a chat template), QUANTIZED, MODULES and `checkpoints`: folders."""
     root = tmp_path_factory.mktemp("builds")
     stages = ("export", "fuse", "lower", "compile")
     models = (
@@ -54,10 +60,14 @@ def builds(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, Path
         name: build(Recipe.for_model(model), root / name, stages=stages).folder
         for name, model in models.items()
     }
-    folders["demo_int8"] = root / "demo_int8"
-    shutil.copytree(folders["demo"], folders["demo_int8"])
-    int8 = Recipe.from_dict({"source": {"model": "demo"}, "quantize": {"precision": "int8"}})
-    build(int8, folders["demo_int8"], stages=("quantize", "lower", "compile"))
+    for name, quantize in QUANTIZED.items():
+        folders[name] = root / name
+        shutil.copytree(folders["demo"], folders[name])
+        recipe = Recipe.from_dict(
+            {"source": {"model": "demo"}, "quantize": quantize, "calibrate": {"samples": 16}}
+        )
+        calibrated = ("calibrate",) if "kv_dtype" in quantize else ()
+        build(recipe, folders[name], stages=(*calibrated, "quantize", "lower", "compile"))
     template = folders["demo"] / "chat_template.jinja"
     template.write_text(CHAT_TEMPLATE)
     manifest = Manifest.read(folders["demo"] / "engine.json")

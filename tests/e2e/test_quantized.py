@@ -1,4 +1,4 @@
-"""The demo model in int8 behind the real server: the answers of its own engine loop, alone and many at a time."""
+"""The demo model in codes behind the real server: the answers of its own engine loop, alone and many at a time."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
 from model_repo.runtime.engine import Engine
 from model_repo.runtime.request import Request, SamplingParams
 from pipeline.client import stream
 from pipeline.serve import Server
+from tests.e2e.conftest import QUANTIZED
 
 PROMPTS = (
     "The old man",
@@ -22,10 +25,15 @@ PROMPTS = (
 TOKENS = 24
 
 
-def test_the_server_gives_what_the_int8_engine_gives(idle: Server, builds: dict[str, Path]) -> None:
-    manifest = json.loads((builds["demo_int8"] / "engine.json").read_text())
-    assert manifest["engine"]["precision"] == "int8"
-    engine = Engine.load(builds["demo_int8"], threads=1)
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_the_server_gives_what_the_engine_of_codes_gives(
+    idle: Server, builds: dict[str, Path], name: str
+) -> None:
+    manifest = json.loads((builds[name] / "engine.json").read_text())
+    assert manifest["engine"]["precision"] == QUANTIZED[name]["precision"]
+    caches = {spec["dtype"] for spec in manifest["engine"]["kv"]}
+    assert caches == {QUANTIZED[name].get("kv_dtype", "float32")}
+    engine = Engine.load(builds[name], threads=1)
     assert engine.tokenizer is not None
     sampling = SamplingParams(max_tokens=TOKENS, temperature=0.0, ignore_eos=True)
     requests = [
@@ -36,7 +44,7 @@ def test_the_server_gives_what_the_int8_engine_gives(idle: Server, builds: dict[
 
     def served(prompt: str) -> str:
         chunks = stream(
-            idle.grpc, "demo_int8", text_input=prompt, max_tokens=TOKENS, temperature=0.0, ignore_eos=True
+            idle.grpc, name, text_input=prompt, max_tokens=TOKENS, temperature=0.0, ignore_eos=True
         )
         return "".join(chunk.text for chunk in chunks)
 
