@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from calibration.samples.kept import read_samples
 from calibration.scales import Scales
@@ -17,6 +19,7 @@ from model_repo.runtime.manifest import Manifest, sha256_of
 from pipeline import build
 from pipeline.builder import stages_of
 from pipeline.check import check, verdict
+from pipeline.cli import main
 from pipeline.quantize.policy import POLICIES
 from pipeline.recipe import CalibrateRecipe, QuantizeRecipe, Recipe
 from pipeline.workspace import ALL_MANIFESTS, FUSED, QUANTIZED, RECIPE, SCALES, STAGING
@@ -185,3 +188,40 @@ def test_the_command_calibrates_a_folder(built: Path, data: Path) -> None:
     assert "calibrate │ built" in done.stdout
     assert Scales.read(built / SCALES).method == "percentile"
     assert Recipe.load(built / RECIPE).calibrate.samples == 10
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"high": [float("nan")]}, r"the range of '.*' is .* NaN and infinity are no ends"),
+        ({"high": [float("inf")]}, r"the range of '.*' is .* NaN and infinity are no ends"),
+        ({"low": [0.0], "high": [0.0]}, "was zero for all calibration data, so that no scale follows"),
+        ({"low": [2.0], "high": [1.0]}, "low is above high"),
+        (None, "was calibrated on another graph"),
+    ],
+)
+def test_scales_that_cannot_be_used_are_refused_and_leave_nothing(
+    built: Path,
+    data: Path,
+    change: dict[str, list[float]] | None,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(POLICIES, "onnxruntime", replace(POLICIES["onnxruntime"], smallest=1))
+    build(recipe_of(built, data=str(data)), built, stages=("calibrate",))
+    scales = json.loads((built / SCALES).read_text())
+    if change is None:
+        scales["graph_sha256"] = "0" * 64
+    else:
+        scales["tensors"][next(iter(scales["tensors"]))] |= change
+    (built / SCALES).write_text(json.dumps(scales))
+    before = {path.name: path.read_bytes() for path in built.iterdir() if path.is_file()}
+    result = CliRunner().invoke(main, ["quantize", str(built), "--precision", "fp8"])
+    assert result.exit_code == 2, result.output
+    assert result.stderr.count("error: ") == 1
+    assert re.search(message, result.stderr), result.stderr
+    after = {path.name: path.read_bytes() for path in built.iterdir() if path.is_file()}
+    assert {name for name in before | after if before.get(name) != after.get(name)} <= {
+        ".hashes.json",
+        RECIPE,
+    }

@@ -63,6 +63,23 @@ def test_the_help_lists_every_command_and_each_has_help() -> None:
         (["build"], "no MODEL given"),
         (["build", "demo", "--target", "openvino"], "target.name is 'openvino'; available .* onnxruntime"),
         (["build", "demo", "--precision", "int9"], "precision is 'int9'; available .* fp32"),
+        (
+            [
+                "build",
+                "demo",
+                "--target",
+                "tensorrt-rtx",
+                "--precision",
+                "fp8",
+                "--compute-capability",
+                "8.6",
+            ],
+            "compute capability 8.6 has no FP8, which 8.9 and newer have",
+        ),
+        (
+            ["build", "demo", "--target", "tensorrt", "--precision", "int4-asymmetric"],
+            "'int4-asymmetric': its DequantizeLinear takes no zero point",
+        ),
         (["build", "demo", "--max-length", "0"], "max_length is 0; it must be at least 1"),
         (["build", "demo", "--recipe", "none.yaml"], "no recipe at none.yaml"),
         (["build", "demo", "--nonsense"], "No such option"),

@@ -43,6 +43,10 @@ _IR_VERSION = 13
 """The newest that the CPU runs, which compares the lowered graph with the one before."""
 
 
+_FIRST_WITH_FP8 = (8, 9)
+"""Compute capability."""
+
+
 def _check_pools(target: TargetDescriptor, quantize: QuantizeRecipe) -> None:
     """Raises BadInput for pools of codes where caches are not paged, and for 16-bit pools of the other type."""
     codes = [dtype for dtype in target.kv_dtypes if dtype not in FLOATS.values()]
@@ -58,6 +62,16 @@ def _check_pools(target: TargetDescriptor, quantize: QuantizeRecipe) -> None:
     raise BadInput(message)
 
 
+def _check_chips(quantize: QuantizeRecipe, chips: tuple[str, ...]) -> None:
+    """Raises BadInput for chips without the arithmetic of the precision; the builder would say so after the export."""
+    without = [chip for chip in chips if tuple(map(int, chip.split("."))) < _FIRST_WITH_FP8]
+    if quantize.precision == "fp8" and without:
+        raise BadInput(
+            f"quantize.precision is 'fp8', and compute capability {', '.join(without)} has no FP8, which 8.9 and newer "
+            "have; leave it out, or take int8"
+        )
+
+
 class TensorRtTarget:
     """One of the two, which share everything but the package, and what it builds for."""
 
@@ -71,18 +85,22 @@ class TensorRtTarget:
 
     def check(self, recipe: Recipe) -> None:
         """Raises BadInput for numbers and GPUs that the target has not, a missing package, and rules on accuracy."""
+        from pipeline.quantize.policy import policy_of
+
         from .bindings import load
         from .network import capability
         from .plugin_loading import plugin_files
         from .settings import check_builder
 
         name, quantize = self._descriptor.name, recipe.quantize
+        policy_of(name, quantize.precision)  # refuses some with the reason
         if quantize.precision not in self._descriptor.precisions:
             raise BadInput(
                 f"quantize.precision is {quantize.precision!r}; target {name!r} takes "
                 f"{', '.join(self._descriptor.precisions)}"
             )
         _check_pools(self._descriptor, quantize)
+        _check_chips(quantize, recipe.target.compute_capabilities)
         if recipe.accept.limits:
             raise BadInput(
                 f"the recipe has rules on accuracy (accept), which are measured on an engine that runs; target "
@@ -120,7 +138,9 @@ class TensorRtTarget:
                 lower_to_linear(model, settings.max_length)
             else:
                 write_out(model, keep=frozenset())
-                passes.ShapeInferencePass()(model)  # graphs of other tools may tell no types between their nodes
+                passes.ShapeInferencePass()(
+                    model
+                )  # graphs of other tools may tell no types between their nodes
             narrow(model, precision, settings.keep_float32)
         check_kept(model, settings.keep_float32)
         check_types(model)
