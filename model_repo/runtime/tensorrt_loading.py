@@ -43,7 +43,7 @@ def tensorrt_executor(folder: Path, spec: EngineSpec, num_blocks: int) -> Execut
     if LINEAR_CACHE in spec.features:
         return LinearExecutor(device, engine, spec, num_blocks)
     kernels = folder / KERNELS
-    return PagedExecutor(
+    executor = PagedExecutor(
         device,
         engine,
         spec,
@@ -51,6 +51,8 @@ def tensorrt_executor(folder: Path, spec: EngineSpec, num_blocks: int) -> Execut
         num_blocks=num_blocks,
         weight_bytes=(folder / spec.graph).stat().st_size,
     )
+    executor.warm_up()
+    return executor
 
 
 def tensorrt_session(folder: Path, spec: EngineSpec) -> DeviceSession:
