@@ -26,7 +26,7 @@ help:
 	@echo "make engine MODEL=...          all stages into OUT/<model>/   [TARGET=$(TARGET)] [PRECISION=fp32] [KV_DTYPE=float32] [OUT=$(OUT)]"
 	@echo "make serve MODEL=...           builds if needed and serves in the foreground until Ctrl-C"
 	@echo "make plugins                   the operators of plugins/, compiled for CPUs and GPUs   [ORT_INCLUDE=...] [ARCH=90a,120a] [TENSORRT_INCLUDE=...]"
-	@echo "make gpu-check                 builds, checks and measures the CUDA kernels on the GPU that is here   [GPU_PYTHON=$(GPU_PYTHON)]"
+	@echo "make gpu-check                 checks and measures the CUDA kernels and the engine loop on the GPU that is here   [GPU_PYTHON=$(GPU_PYTHON)]"
 	@echo "MODEL: demo, minilm, a folder in Hugging Face format, org/name[@revision], package.module:function, a .pt2 or .onnx file"
 	@echo "More: docs/sources.md, $(SLIPWAY) --help"
 
@@ -69,8 +69,9 @@ plugins: .venv/ready
 	@$(if $(TENSORRT_INCLUDE),$(COMPILE)/python -m plugins.tensorrt.build --include "$(TENSORRT_INCLUDE)")
 
 # Needs nvcc and a Python with a CUDA build of torch; no environment of ours. At most 8 minutes. GPU_CHECK: more options,
-# such as "--operators kv_write --no-bench" or, where there is no git, "--commit NAME".
+# such as "--operators kv_write --no-bench --no-engines" or, where there is no git, "--commit NAME".
 gpu-check:
+	@$(GPU_PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "$(GPU_PYTHON) is not a Python of 3.11 or newer; name one: make gpu-check GPU_PYTHON=..."; exit 2; }
 	@$(GPU_PYTHON) -m plugins.cuda.check $(GPU_CHECK)
 
 test: environments lint types runtime-tests unit

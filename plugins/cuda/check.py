@@ -118,8 +118,8 @@ def check(given: argparse.Namespace) -> Results:
     modules = given.modules.split(",") if given.modules else modules_of_checks()
     with tempfile.TemporaryDirectory() as scratch:
         end = started + given.budget
-        kept = 0.0 if given.no_bench else BENCHMARK_SECONDS
-        checks_end = end - (kept if given.no_engines else kept + WALK_SECONDS)
+        later = (0.0 if given.no_bench else BENCHMARK_SECONDS) + (0.0 if given.no_engines else WALK_SECONDS)
+        checks_end = end - min(later, 0.6 * given.budget)
         run = Run(library, given.device, given.seed, checks_end, Path(scratch), operators)
         workers = given.jobs or max(1, min(8, (os.cpu_count() or 1) // 2))
         with ThreadPoolExecutor(max_workers=workers) as pool:

@@ -87,7 +87,7 @@ class EngineReport:
 class LoopMeasurement:
     """The engine loop with so many streams. tokens_per_second: generated ones, prompts included in the time.
 
-    step_microseconds: of a decode step of all streams by the clock; host_microseconds: of that, what the host did not
+    step_microseconds: of a step after the last prompt, by the clock; host_microseconds: of that, what the host did not
     wait for the device. peer: transformers' tokens a second, or why there are none.
     """
 

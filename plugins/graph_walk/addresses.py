@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from model_repo.runtime.errors import SlipwayError
+
 
 def tensor_at(address: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """The tensor at `address` of a CPU's or CUDA device's memory, contiguous; it must not outlive the memory."""
@@ -18,10 +20,13 @@ def tensor_at(address: int, shape: Sequence[int], dtype: torch.dtype, device: to
 
 
 def bytes_at(address: int, count: int, device: torch.device) -> Tensor:
-    """uint8 [count] at `address`."""
+    """uint8 [count] at `address`. Raises SlipwayError where torch would give a copy."""
     if device.type == "cpu":
         return torch.frombuffer((ctypes.c_uint8 * count).from_address(address), dtype=torch.uint8)
-    return torch.as_tensor(_Bytes(address, count), device=device)
+    view = torch.as_tensor(_Bytes(address, count), device=device)
+    if view.data_ptr() != address:
+        raise SlipwayError(f"torch {torch.__version__} copies memory of {device} that it is given by address")
+    return view
 
 
 class _Bytes:

@@ -31,10 +31,10 @@ Prompt = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Timed:
-    """What some streams took, from the first prompt to the last token, and a decode step of all of them.
+    """What some streams took, from the first prompt to the last token.
 
-    step_seconds: of one decode step by the clock. host_seconds: of that, what the host did not wait for the device;
-    None where the device has no clock of its own.
+    step_seconds: of a step after the last prompt, by the clock. host_seconds: of that, what the host did not wait for
+    the device; None where the device has no clock of its own.
     """
 
     streams: int
