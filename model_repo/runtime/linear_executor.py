@@ -9,6 +9,7 @@ to: it is overwritten before any mask shows it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,10 +18,11 @@ import numpy.typing as npt
 
 from .contract import KV_DTYPE_BYTES, LOGITS, EngineSpec, Int32Array, StepTensors
 from .device import ALIGNMENT, CapturedWork, Device, OutOfMemory
-from .device_engine import DeviceEngine
-from .errors import BadInput
+from .device_engine import DeviceEngine, decode_profile
+from .errors import BadInput, SlipwayError
 from .executor import BucketRule
 from .linear_cache import check_slots, linear_caches
+from .logs import log_event
 
 _INPUTS = ("input_ids", "past_lens", "logits_indices")
 
@@ -79,7 +81,8 @@ class LinearExecutor:
         self._staged = device.staging(calls * self._int_bytes)
         self._results = device.staging((num_slots + num_slots) * self._row_bytes).view(np.float32)
         self._answer = np.empty((num_slots, spec.vocab_size), np.float32)
-        self._captured: dict[int, CapturedWork | None] = {}
+        self._captured: dict[int, CapturedWork] = {}
+        self._captures = True
 
     @property
     def bucket_rule(self) -> BucketRule:
@@ -158,27 +161,31 @@ class LinearExecutor:
             places[name] = self._inputs + end
             end += _aligned(array.nbytes)
         device.upload(self._inputs + base, self._staged[base:end])
-        if call.profile == "prefill":
-            self._bind(call, places, self._logits + logits)
-            self._engine.enqueue(device.stream)
+        captured = self._captured.get(call.slots) if call.profile == "decode" else None
+        if captured is not None:
+            captured.launch()
             return
-        if call.slots not in self._captured:
-            # The first time as it is: engines make themselves ready for a shape then, which cannot be captured.
-            self._bind(call, places, self._logits + logits)
-            self._engine.enqueue(device.stream)
-            self._captured[call.slots] = None
-            return
-        captured = self._captured[call.slots]
-        if captured is None:
-            self._bind(call, places, self._logits + logits)
-            captured = device.capture(lambda: self._engine.enqueue(device.stream))
-            self._captured[call.slots] = captured
-        captured.launch()
+        self._bind(call, places, self._logits + logits)
+        self._engine.enqueue(device.stream)
+        if call.profile == "decode" and self._captures:
+            self._capture(call.slots)
+
+    def _capture(self, slots: int) -> None:
+        """Keeps the call that was just queued for the next step of as many slots.
+
+        Engines make themselves ready for a shape as they first compute it, which cannot be captured.
+        """
+        try:
+            self._captured[slots] = self._device.capture(lambda: self._engine.enqueue(self._device.stream))
+        except SlipwayError as error:
+            self._captures = False
+            log_event(logging.WARNING, "decode steps are not captured", error=str(error))
 
     def _bind(self, call: _Call, places: dict[str, int], logits: int) -> None:
         """Shapes and addresses of one call."""
         engine = self._engine
-        engine.use_profile(call.profile, self._device.stream)
+        profile = call.profile if call.profile == "prefill" else decode_profile(engine.profiles, call.slots)
+        engine.use_profile(profile, self._device.stream)
         for name, shape in zip(_INPUTS, (call.ids.shape, call.past.shape, call.wanted.shape), strict=True):
             engine.set_shape(name, shape)
             engine.set_address(name, places[name])

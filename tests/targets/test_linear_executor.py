@@ -13,7 +13,7 @@ import pytest
 
 from model_repo.runtime.contract import EngineSpec, KVSpec, Limits
 from model_repo.runtime.engine import Engine
-from model_repo.runtime.errors import BadInput
+from model_repo.runtime.errors import BadInput, SlipwayError
 from model_repo.runtime.host_device import HostDevice, Order
 from model_repo.runtime.linear_cache import LINEAR_CACHE, check_slots
 from model_repo.runtime.linear_executor import LinearExecutor
@@ -159,9 +159,23 @@ def test_a_decode_step_is_captured_once_for_each_number_of_slots(llama: Path) ->
     loop = Loop(llama)
     loop.submit(0, PROMPTS[1])
     loop.client.run()
-    # Two chunks, then nine tokens: the first as it is, the second captured, and that one launched ever after.
+    # Two chunks, then nine tokens: the first as it is and captured, which is launched ever after.
     assert loop.host.queued == 2 + 2
     assert len(loop.host.calls) == 2 + NEW_TOKENS - 1
+
+
+def test_what_cannot_be_captured_runs_as_it_is(
+    llama: Path, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: HostDevice, work: object) -> None:
+        raise SlipwayError("this cannot be captured")
+
+    monkeypatch.setattr(HostDevice, "capture", refused)
+    loop = Loop(llama)
+    loop.submit(0, PROMPTS[1])
+    loop.client.run()
+    assert loop.tokens() == [expected[1]]
+    assert loop.host.queued == 2 + NEW_TOKENS - 1
 
 
 def test_numbers_that_are_none_stay_with_their_request(llama: Path, expected: list[list[int]]) -> None:
