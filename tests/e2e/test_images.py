@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import transformers
@@ -24,6 +25,7 @@ from tritonclient.utils import InferenceServerException
 from model_repo.emit import emit
 from model_repo.runtime.images import Preprocessor
 from model_repo.runtime.manifest import Manifest
+from model_repo.runtime.tensors import TensorEngine
 from pipeline import Recipe, build
 from pipeline.client import tensor
 from pipeline.foreground import how_to_call, served_models
@@ -45,6 +47,23 @@ SHOWN = {
 """Pictures that transformers' own ways of opening them agree on, and wide enough for the detector."""
 IMAGES = tuple(SHOWN.values())
 STAGES = ("export", "fuse", "lower", "compile")
+INT8_STAGES = ("export", "fuse", "calibrate", "quantize", "lower", "compile")
+
+
+@pytest.fixture(scope="module")
+def int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small ResNet in int8, calibrated on the pictures that it is asked about."""
+    root = tmp_path_factory.mktemp("int8")
+    pictures = root / "pictures"
+    pictures.mkdir()
+    for place, data in enumerate(IMAGES):
+        (pictures / f"{place}.png").write_bytes(data)
+    recipe = {
+        "source": {"model": str(family("ResNet").checkpoint(root / "resnet"))},
+        "calibrate": {"data": str(pictures)},
+        "quantize": {"precision": "int8"},
+    }
+    return build(Recipe.from_dict(recipe), root / "built", stages=INT8_STAGES).folder
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +73,13 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def repository(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def repository(checkpoints: dict[str, Path], int8: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("repository")
     folders = [
         (name, build(Recipe.for_model(str(path)), root / name, stages=STAGES).folder)
         for name, path in checkpoints.items()
     ]
-    emit(folders, root / "repository", ServeRecipe())
+    emit([*folders, ("resnet_int8", int8)], root / "repository", ServeRecipe())
     return root / "repository"
 
 
@@ -107,6 +126,27 @@ def test_labels_and_scores_are_those_of_transformers(serving: Server, checkpoint
         assert scores == pytest.approx({each["label"]: each["score"] for each in expected}, abs=1e-4)
         assert best["label"][row].tolist() == [expected[0]["label"].encode()]
     assert len(set(answer["label"][:, 0])) > 1, "too dull"
+
+
+def test_convolutions_in_int8_answer_as_the_local_engine(serving: Server, int8: Path) -> None:
+    """Alone and in one request: sums of codes are exact, so that company changes no bit of the logits."""
+    engine = TensorEngine.load(int8, threads=1)
+    assert engine.spec.images is not None
+    products = [node.op_type for node in onnx.load(int8 / "engine.onnx", load_external_data=False).graph.node]
+    assert {"QLinearConv", "ConvInteger"} & set(products)
+    assert "Conv" not in products
+    prepare = Preprocessor(engine.spec.images.preprocessing)
+    values = np.concatenate([prepare(image).values[None] for image in IMAGES])
+    wanted = [engine.run({"pixel_values": row[None]})["logits"][0] for row in values]
+    with grpcclient.InferenceServerClient(serving.grpc) as client:
+        together = client.infer("resnet_int8_tensors", [tensor("pixel_values", values)]).as_numpy("logits")
+    assert np.array_equal(together, np.stack(wanted))
+    powers = np.exp(together - together.max(-1, keepdims=True))
+    scores = powers / powers.sum(-1, keepdims=True)
+    answer = ask(serving, "resnet_int8", *IMAGES)
+    np.testing.assert_allclose(answer["scores"], scores, rtol=1e-6)
+    assert answer["label"][:, 0].tolist() == [NAMES[place].encode() for place in together.argmax(-1)]
+    assert len(np.unique(together, axis=0)) > 1, "too dull"
 
 
 @torch.no_grad()
