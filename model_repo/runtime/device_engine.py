@@ -5,7 +5,7 @@ Adapters (TensorRT, TensorRT-RTX) are thin, so that everything above them is tes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 
@@ -17,6 +17,12 @@ class DeviceTensor(NamedTuple):
     role: Literal["input", "output"]
     dtype: str
     shape: tuple[int | None, ...]
+
+
+def decode_profile(profiles: Sequence[str], sequences: int) -> str:
+    """The narrowest profile that holds decode steps of so many sequences: `decode_8` takes up to 8, `decode` any."""
+    narrow = {int(name[7:]): name for name in profiles if name.startswith("decode_") and name[7:].isdecimal()}
+    return next((narrow[most] for most in sorted(narrow) if sequences <= most), "decode")
 
 
 class DeviceEngine(Protocol):

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from .contract import LOGITS, EngineSpec, Int32Array, StepTensors
 from .device import CapturedWork, Device, OutOfMemory
-from .device_engine import DeviceEngine
+from .device_engine import DeviceEngine, decode_profile
 from .device_sampling import DeviceSampler, on_device, parameters
 from .errors import SlipwayError
 from .executor import BucketRule, LaunchedStep
@@ -194,7 +194,7 @@ class PagedExecutor:
             captured.launch()
             return
         layout = self._layouts[shape]
-        self._bind("decode", shape, layout)
+        self._bind(decode_profile(self._engine.profiles, shape.batch), shape, layout)
 
         def work() -> None:
             if self._sampler is not None:
