@@ -191,6 +191,16 @@ class TargetRecipe(Section):
         "tensorrt: libslipway_tensorrt.so, the plugins in C++, which the engine's folder then holds; default: the "
         "plugins in Python build it",
     )
+    attention: str = setting(
+        "native",
+        "tensorrt: attention of encoders and images is its own, or Slipway's plugin FlashAttention",
+        choices=("native", "plugin"),
+    )
+    int4_gemm: str = setting(
+        "native",
+        "tensorrt: products with int4 weights are its own, or Slipway's plugin Int4Gemm, which is made for few rows",
+        choices=("native", "plugin"),
+    )
     builder: BuilderRecipe = field(default_factory=BuilderRecipe)
 
     def __post_init__(self) -> None:
@@ -208,6 +218,11 @@ class TargetRecipe(Section):
             raise BadInput(
                 f"the recipe has options of TensorRT's builder (target.builder), and target {self.name} has no builder "
                 "of that kind; take them out, or build for tensorrt or tensorrt-rtx"
+            )
+        asked = [name for name in ("attention", "int4_gemm") if getattr(self, name) == "plugin"]
+        if asked and self.name != "tensorrt":
+            raise BadInput(
+                f"target.{asked[0]} is 'plugin', and target {self.name} takes no plugins; target tensorrt does"
             )
         if self.plugin_library is not None and self.name != "tensorrt":
             raise BadInput(

@@ -17,6 +17,8 @@ from plugins.cpu.build import registered
 from plugins.pools import drop_pool_outputs
 from plugins.schemas import DOMAIN
 
+from .plugin_attention import operators_for_flash_attention
+from .plugin_products import products_for_plugins
 from .plugins import operators_for_plugins
 
 
@@ -41,6 +43,8 @@ def computable_graph(graph: Path) -> ir.Model:
     float32, where nothing overflows."""
     model = load_graph(graph)
     pools = operators_for_plugins(model)
+    operators_for_flash_attention(model)
+    products_for_plugins(model)
     drop_pool_outputs(model)
     _read_weights_as_stored(model)
     dtypes = {value.dtype for node in model.graph for value in node.outputs}

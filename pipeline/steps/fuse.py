@@ -54,6 +54,8 @@ def _rules(context: BuildContext) -> FuseRecipe:
 
     fuse = context.recipe.fuse
     left_out = get_target(context.recipe.target.name).descriptor.left_out
+    if context.recipe.target.attention == "plugin":
+        left_out = tuple(rule for rule in left_out if rule != "packed_texts")
     return replace(fuse, disable=tuple(dict.fromkeys((*fuse.disable, *left_out))))
 
 

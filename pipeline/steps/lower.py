@@ -25,7 +25,10 @@ def stage(context: BuildContext) -> Stage:
         name="lower",
         code=CODE,
         packages=PACKAGES,
-        recipe={"target": {"name": recipe.target.name}, "quantize": recipe.quantize.to_dict()},
+        recipe={
+            "target": {name: getattr(recipe.target, name) for name in ("name", "attention", "int4_gemm")},
+            "quantize": recipe.quantize.to_dict(),
+        },
         inputs=lambda: graph_files(context, context.before_lowering),
         given=lambda: context.facts.to_dict(),
         run=lambda: _run(context),
@@ -48,8 +51,14 @@ def _run(context: BuildContext) -> Product:
     name = lowered(context.recipe.target.name)
     model = load_graph(before)
     target = get_target(context.recipe.target.name)
-    kept = nodes_in_float32(context, before)
-    settings = Lowering(context.recipe.quantize.precision, context.facts.max_length, kept)
+    chosen = context.recipe.target
+    settings = Lowering(
+        context.recipe.quantize.precision,
+        context.facts.max_length,
+        nodes_in_float32(context, before),
+        chosen.attention,
+        chosen.int4_gemm,
+    )
     target.lower(model, context.facts.kind, settings)
     saved = save_graph(model, context.workspace.staged(name))
     encoder = rewritten(context, FUSED, name, lambda graph: target.lower(graph, "tensors"))

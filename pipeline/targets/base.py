@@ -57,12 +57,14 @@ class TargetDescriptor:
 
 @dataclass(frozen=True)
 class Lowering:
-    """What else decides how a graph is lowered: the recipe's precision, a decoder's longest sequence in tokens, and
-    names of nodes that stay in float32 beside 16 bit."""
+    """What else decides how a graph is lowered: the recipe's precision, a decoder's longest sequence in tokens, names
+    of nodes that stay in float32 beside 16 bit, and what becomes plugins (native or plugin, as TargetRecipe says)."""
 
     precision: str = "fp32"
     max_length: int = 0
     keep_float32: tuple[str, ...] = ()
+    attention: str = "native"
+    int4_gemm: str = "native"
 
 
 AS_IT_IS = Lowering()

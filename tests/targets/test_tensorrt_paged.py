@@ -146,6 +146,11 @@ def test_pools_of_other_types(
     kinds = {value.dtype for value in graph.inputs if "_cache_" in (value.name or "")}
     assert kinds == {ir.DataType.FLOAT8E4M3FN if pools == "fp8" else ir.DataType[pools.upper()]}
     assert cosine(folder / LOWERED, pools, prompts()) > least
+    if pools == "fp8":
+        with pytest.raises(
+            BadInput, match=r"the parser of TensorRT-RTX .* takes it with the profiles decode"
+        ):
+            build(Recipe.from_dict(given), folder, stages=(*stages, "compile"))
 
 
 def test_profiles_come_from_the_limits() -> None:

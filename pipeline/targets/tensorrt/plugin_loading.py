@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from model_repo.runtime.errors import BadInput
+from plugins.tensorrt import names
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 
 def kernels_to_run() -> Path:
@@ -15,14 +20,19 @@ def kernels_to_run() -> Path:
     found = current_library()
     if found is None:
         raise BadInput(
-            "a decoder's attention is a plugin over the CUDA kernels, which are not built here: run `make plugins`, "
-            "which needs nvcc"
+            "the graph holds plugins over the CUDA kernels, which are not built here: run `make plugins`, which needs "
+            "nvcc"
         )
     return found
 
 
-def kernels_to_ask() -> Path:
-    """A library that describes the kernel of paged attention (types, shapes, workspace), for the parser.
+def plugin_names(model: ir.Model) -> frozenset[str]:
+    """The plugins whose nodes a lowered graph holds."""
+    return frozenset(node.op_type for node in model.graph if node.domain == names.DOMAIN)
+
+
+def kernels_to_ask(plugins: Collection[str]) -> Path:
+    """A library that describes the kernels of `plugins` (types, shapes, workspace), for the parser.
 
     Where the CUDA kernels are not built it is the emulated one, compiled with g++ (20 CPU seconds, once). Raises
     BadInput without a compiler, SlipwayError with the compiler's words.
@@ -30,14 +40,16 @@ def kernels_to_ask() -> Path:
     from plugins.cuda.build import current_library
     from plugins.cuda.emulated import BUILD
     from plugins.cuda.emulated import Build as EmulatedBuild
-    from plugins.tensorrt.paged_attention import PagedAttentionForm
+    from plugins.tensorrt.python_plugin import FORMS
     from plugins.toolchain import cache_folder
 
     found = current_library()
     if found is not None:
         return found
     cache = cache_folder(BUILD, "the emulated kernels")
-    return EmulatedBuild(operators=(PagedAttentionForm.operator,), cache=cache).library()
+    return EmulatedBuild(
+        operators=tuple(sorted({FORMS[name].operator for name in plugins})), cache=cache
+    ).library()
 
 
 def plugin_files(library: str) -> dict[str, Path]:

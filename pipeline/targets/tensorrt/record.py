@@ -18,7 +18,7 @@ from .settings import changed
 
 WATCHED = (
     *("Attention", "TensorScatter", "RotaryEmbedding", "RMSNormalization", "LayerNormalization"),
-    *("PagedAttention", "MatMul", "Gemm", "Conv", "Gelu", "Softmax"),
+    *("PagedAttention", "FlashAttention", "Int4Gemm", "MatMul", "Gemm", "Conv", "Gelu", "Softmax"),
 )
 """Operators that the table follows into the engine."""
 

@@ -128,11 +128,15 @@ class TensorRtTarget:
 
         from .attention import check_attention
         from .audit import check_kept, check_types
+        from .plugin_attention import attention_to_plugins
         from .plugin_form import lower_to_plugins
+        from .plugin_products import products_to_plugins
 
         precision: Precision = "bf16" if settings.precision == "bf16" else "fp16"
         if kind == "decoder" and self._descriptor.cache == "paged":
             lower_to_plugins(model, precision, settings.keep_float32)
+        elif kind != "decoder" and settings.attention == "plugin":
+            attention_to_plugins(model, precision, settings.keep_float32)
         else:
             if kind == "decoder":
                 lower_to_linear(model, settings.max_length)
@@ -142,6 +146,8 @@ class TensorRtTarget:
                     model
                 )  # graphs of other tools may tell no types between their nodes
             narrow(model, precision, settings.keep_float32)
+        if settings.int4_gemm == "plugin":
+            products_to_plugins(model)
         check_kept(model, settings.keep_float32)
         check_types(model)
         check_attention(model)
@@ -159,7 +165,7 @@ class TensorRtTarget:
 
         from .builder import BuildOptions, build_engine, package_problem, parse_only
         from .limits import check_sizes
-        from .plugin_loading import kernels_to_ask, kernels_to_run
+        from .plugin_loading import kernels_to_ask, kernels_to_run, plugin_names
         from .profiles import profiles_of
         from .record import build_record
 
@@ -168,9 +174,11 @@ class TensorRtTarget:
         profiles = profiles_of(model, spec, recipe)
         check_sizes(model, profiles)
         problem = package_problem(name) if name == TENSORRT.name else ""  # the other's was loaded in `check`
-        plugins = self._descriptor.cache == "paged" and spec.kind == "decoder"
+        plugins = plugin_names(model)
         if problem:
-            version = parse_only(RTX.name, lowered, profiles, str(kernels_to_ask()) if plugins else None)
+            version = parse_only(
+                RTX.name, lowered, profiles, str(kernels_to_ask(plugins)) if plugins else None
+            )
             raise BadInput(
                 f"{lowered.name} is lowered, no node of it reads mixed types, and the parser of TensorRT-RTX {version} "
                 f"takes it with the profiles {', '.join(profile.name for profile in profiles)}. What is left is the "

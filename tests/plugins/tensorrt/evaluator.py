@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 def plugin_step(model: ir.Model, kernels: Library) -> Step:
     """A step of the packed contract. Pools, which drivers keep in float32, are taken in the graph's own types."""
-    evaluator = ReferenceEvaluator(ir.to_proto(model), new_ops=[_operator(kernels)])
+    evaluator = ReferenceEvaluator(ir.to_proto(model), new_ops=plugin_operators(kernels))
     types = {value.name: value.dtype.numpy() for value in model.graph.inputs if value.dtype is not None}
 
     def step(feed: Arrays) -> Arrays:
@@ -31,11 +31,16 @@ def plugin_step(model: ir.Model, kernels: Library) -> Step:
     return step
 
 
-def _operator(kernels: Library) -> type[OpRun]:
-    """The plugin as an operator: it gets only what the node says, as TensorRT would hand it on."""
-    made = FORMS[names.PAGED_ATTENTION]
+def plugin_operators(kernels: Library) -> list[type[OpRun]]:
+    """All plugins as operators."""
+    return [_operator(kernels, name) for name in FORMS]
 
-    class PagedAttention(OpRun):
+
+def _operator(kernels: Library, name: str) -> type[OpRun]:
+    """The plugin as an operator: it gets only what the node says, as TensorRT would hand it on."""
+    made = FORMS[name]
+
+    class Plugin(OpRun):
         op_domain = names.DOMAIN
 
         def _run(self, *arrays: np.ndarray, **_: Any) -> tuple[np.ndarray, ...]:
@@ -62,7 +67,7 @@ def _operator(kernels: Library) -> type[OpRun]:
             form.enqueue(dtypes, shapes, [t.data_ptr() for t in order], workspace.data_ptr(), 0)
             return tuple(_array(t, arrays[0].dtype if t is outputs[0] else None) for t in outputs)
 
-    return PagedAttention
+    return type(name, (Plugin,), {"op_domain": names.DOMAIN})
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
