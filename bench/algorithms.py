@@ -34,7 +34,12 @@ from pipeline.steps.calibrate import samples_of, tokenizer_of
 from pipeline.steps.context import BuildContext
 from pipeline.workspace import FUSED, RECIPE, Workspace
 
-SCHEMES = {"int4-32": Scheme("int4", "block", 32), "int4-channel": Scheme("int4", "channel")}
+SCHEMES = {
+    "int4-32": Scheme("int4", "block", 32),
+    "int4-32-signed": Scheme("int4", "block", 32, signed_scales=True),
+    "int4-32-asymmetric": Scheme("int4", "block", 32, symmetric=False),
+    "int4-channel": Scheme("int4", "channel"),
+}
 ROTATED = "rotated "
 ALGORITHMS = (*METHODS, ROTATED + "rtn", ROTATED + "gptq")
 

@@ -5,7 +5,8 @@
 DIR is a folder that slipway built of the demo model. All calibrate on the same samples. Every linear layer is quantized
 (the head and the embedding tied to it too). PYTHON is the interpreter of an environment with ModelOpt:
 `python3.11 -m venv DIR; DIR/bin/pip install torch==2.13.0 transformers nvidia-modelopt==0.47.0 requests tqdm`.
-Writes bench/results/quantizers.json; rows of schemes that `--only` leaves out stay as they are.
+Writes bench/results/quantizers.json; rows of schemes that `--only` leaves out, and ModelOpt's without its interpreter,
+stay as they are.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import json
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,9 @@ OURS: dict[str, dict[str, tuple[str, str, bool]]] = {
         "nearest": ("int4", "rtn", False),
         "awq": ("int4", "awq", False),
         "gptq": ("int4", "gptq", False),
+        "nearest, asymmetric": ("int4-asymmetric", "rtn", False),
+        "awq, asymmetric": ("int4-asymmetric", "awq", False),
+        "gptq, asymmetric": ("int4-asymmetric", "gptq", False),
         "rotated, nearest": ("int4", "rtn", True),
         "rotated, gptq": ("int4", "gptq", True),
     },
@@ -125,13 +129,17 @@ class Bench:
             yield from json.loads(line).items()
 
 
-def _kept(path: Path, about: dict[str, Any], anew: list[str]) -> list[dict[str, Any]]:
-    """Rows of schemes that are not measured anew, of an earlier run on the same data."""
+def _kept(
+    path: Path, about: dict[str, Any], schemes: Sequence[str], quantizers: Collection[str]
+) -> list[dict[str, Any]]:
+    """Rows that are not measured anew, of an earlier run on the same data."""
     if not path.is_file():
         return []
     known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     rows: list[dict[str, Any]] = known.pop("rows")
-    return [row for row in rows if known == about and row["scheme"] not in anew]
+    if known != about:
+        return []
+    return [row for row in rows if row["scheme"] not in schemes or row["quantizer"] not in quantizers]
 
 
 def main() -> None:
@@ -152,7 +160,6 @@ def main() -> None:
         "heldout_tokens": sum(len(window) - 1 for window in bench.heldout),
         "float32_perplexity": bench.float32,
     }
-    rows = _kept(options.json, about, options.only)
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         by_quantizer: dict[str, Callable[[str], Iterator[tuple[str, float]]]] = {
@@ -161,6 +168,7 @@ def main() -> None:
         }
         if options.modelopt:
             by_quantizer["ModelOpt"] = lambda scheme: bench.modelopt(options.modelopt, scheme, work)
+        rows = _kept(options.json, about, options.only, by_quantizer)
         for scheme in options.only:
             for quantizer, run in by_quantizer.items():
                 for name, perplexity in run(scheme):
