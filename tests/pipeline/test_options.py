@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from model_repo.runtime.errors import BadInput
+from pipeline.builder_recipe import BuilderRecipe
 from pipeline.cli.options import SECTIONS, folder_recipe, model_recipe, recipe_options
 from pipeline.options import changed_options
 from pipeline.recipe import (
@@ -67,3 +68,21 @@ def test_a_model_or_a_recipe_is_needed(tmp_path: Path) -> None:
         model_recipe(None, None, {})
     with pytest.raises(BadInput, match="slipway has not built there"):
         folder_recipe(tmp_path, None, {})
+
+
+def test_options_of_the_builder_are_a_section_within_the_targets() -> None:
+    builder = BuilderRecipe(
+        optimization_level=2, decode_batches=(1, 4), strip=True, tactic_sources=("jit-convolutions",)
+    )
+    recipe = Recipe.from_dict(
+        {"source": {"model": "x"}, "target": {"name": "tensorrt", "builder": builder.to_dict()}}
+    )
+    assert recipe.target.builder == builder
+    options = changed_options("target", recipe.target)
+    assert options[2:] == [
+        *("--optimization-level", "2", "--decode-batch", "1", "--decode-batch", "4"),
+        *("--strip", "--tactic-source", "jit-convolutions"),
+    ]
+    assert parse(["x", *options]) == recipe
+    with pytest.raises(BadInput, match=r"builder.decode_batches is \('a',\); it must be a list of numbers"):
+        Recipe.from_dict({"source": {"model": "x"}, "target": {"builder": {"decode_batches": ["a"]}}})
