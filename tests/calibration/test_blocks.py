@@ -220,7 +220,12 @@ def test_another_key_begins_anew_and_half_a_file_is_not_taken(graph: Path, tmp_p
 
 @pytest.mark.parametrize(
     "scheme",
-    [Scheme("e4m3", "channel"), Scheme("nvfp4", "block", 16), Scheme("uint8", "channel", symmetric=False)],
+    [
+        Scheme("e4m3", "channel"),
+        Scheme("nvfp4", "block", 16),
+        Scheme("uint8", "channel", symmetric=False),
+        Scheme("int4", "block", 16, signed_scales=True),
+    ],
     ids=str,
 )
 def test_every_format_survives_the_disk(graph: Path, tmp_path: Path, scheme: Scheme) -> None:

@@ -39,7 +39,12 @@ def test_it_comes_near_the_best_of_all_choices() -> None:
 
 @pytest.mark.parametrize(
     "scheme",
-    [Scheme("int4", "block", 16), Scheme("int4", "block", 16, symmetric=False), Scheme("uint8", "channel")],
+    [
+        Scheme("int4", "block", 16),
+        Scheme("int4", "block", 16, signed_scales=True),
+        Scheme("int4", "block", 16, symmetric=False),
+        Scheme("uint8", "channel"),
+    ],
     ids=str,
 )
 def test_it_beats_round_to_nearest_and_stays_next_to_each_weight(scheme: Scheme) -> None:
@@ -49,8 +54,9 @@ def test_it_beats_round_to_nearest_and_stays_next_to_each_weight(scheme: Scheme)
     error = measured_error(dequantize(found), case.weight, case.inputs)
     assert error < 0.5 * measured_error(plain, case.weight, case.inputs)
     grid = grid_of(case.weight, scheme)
-    assert np.abs(dequantize(found) - case.weight).max() <= (grid.steps * 1.001).max()
-    assert (np.abs(dequantize(found) - case.weight) <= grid.steps * 1.001 + np.abs(plain - case.weight)).all()
+    steps = np.abs(grid.steps) * 1.001
+    assert np.abs(dequantize(found) - case.weight).max() <= steps.max()
+    assert (np.abs(dequantize(found) - case.weight) <= steps + np.abs(plain - case.weight)).all()
 
 
 def test_no_row_is_worse_than_rounded_to_nearest_even_without_iterations() -> None:

@@ -87,7 +87,16 @@ def test_each_block_has_the_best_clip(symmetric: bool) -> None:
             assert mine == pytest.approx(min(errors), rel=1e-3)
 
 
-@pytest.mark.parametrize("scheme", [INT4, Scheme("int4", "channel"), Scheme("int4", "tensor")], ids=str)
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        INT4,
+        Scheme("int4", "block", 16, signed_scales=True),
+        Scheme("int4", "channel"),
+        Scheme("int4", "tensor"),
+    ],
+    ids=str,
+)
 def test_clipping_is_never_worse_for_what_shares_a_scale(scheme: Scheme) -> None:
     case = layer(16, 48)
     found = dequantize(awq(case.weight, case.statistics.hessian, scheme))

@@ -18,6 +18,7 @@ from .layers import Array, layer, measured_error
 INT4 = Scheme("int4", "block", 16)
 SCHEMES = [
     INT4,
+    Scheme("int4", "block", 16, signed_scales=True),
     Scheme("int4", "block", 16, symmetric=False),
     Scheme("int4", "channel"),
     Scheme("int8", "channel"),
@@ -102,7 +103,16 @@ def _row_error(candidate: Array, row: Array, hessian: Array) -> float:
     return float(gap @ hessian @ gap)
 
 
-@pytest.mark.parametrize("scheme", [INT4, Scheme("int4", "channel"), Scheme("int8", "channel")], ids=str)
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        INT4,
+        Scheme("int4", "block", 16, signed_scales=True),
+        Scheme("int4", "channel"),
+        Scheme("int8", "channel"),
+    ],
+    ids=str,
+)
 def test_it_beats_round_to_nearest_on_correlated_inputs(scheme: Scheme) -> None:
     case = layer(32, 64)
     plain = measured_error(dequantize(round_to_nearest(case.weight, scheme)), case.weight, case.inputs)
