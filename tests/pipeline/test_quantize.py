@@ -261,19 +261,25 @@ def test_scales_of_blocks_are_rounded_before_the_engine_is_made(precision: str) 
 
 
 def test_large_blocks_of_bytes_are_cut_for_the_product() -> None:
-    """Checkpoints come with groups of 256 and more."""
+    """Checkpoints come with groups of 256 and more; 300 inputs are one and a part of one."""
     from pipeline.targets.quantized import lower_products
 
-    model = branches()
-    schemes = LayerSchemes(Scheme("int8", "block", 256))
-    write(model, CPU, {"down": schemes})
-    scales = model.graph.initializers["down.scale"].const_value.numpy()
+    x = value("x", ir.DataType.FLOAT, ["n", 300])
+    weight = GENERATOR.standard_normal((300, 16)).astype(np.float32)
+    up = value("up", ir.DataType.FLOAT, [300, 16], weight)
+    y = value("y", ir.DataType.FLOAT, ["n", 16])
+    node = ir.node("MatMul", [x, up], outputs=[y], name="node_up")
+    model = ir.Model(
+        ir.Graph([x], [y], nodes=[node], initializers=[up], opset_imports={"": 24}), ir_version=11
+    )
+    write(model, CPU, {"up": LayerSchemes(Scheme("int8", "block", 256))})
+    scales = model.graph.initializers["up.scale"].const_value.numpy()
     lower_products(model)
-    codes = model.graph.initializers["down.packed"].const_value.numpy()
-    factor = model.graph.initializers["down.packed_scales"].const_value.numpy()
-    found = unpack_block_scales(codes, factor, scales.shape[1])
-    assert codes.shape[2] == 16 * 128 + 32
-    assert np.array_equal(found, np.repeat(scales.T, found.shape[1], axis=1))
+    codes = model.graph.initializers["up.packed"].const_value.numpy()
+    factor = model.graph.initializers["up.packed_scales"].const_value.numpy()
+    assert codes.shape == (1, 3, 16 * 128 + 32)
+    assert scales.shape == (2, 16)
+    assert np.array_equal(unpack_block_scales(codes, factor, 16), scales.T[:, [0, 0, 1]])
 
 
 def test_mixed_takes_a_file_of_precisions(tmp_path: Path) -> None:
