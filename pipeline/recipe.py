@@ -193,7 +193,7 @@ class TargetRecipe(Section):
     )
     attention: str = setting(
         "native",
-        "tensorrt: attention of encoders and images is its own, or Slipway's plugin FlashAttention",
+        "tensorrt: attention of encoders is its own, or Slipway's plugin FlashAttention, over packed texts",
         choices=("native", "plugin"),
     )
     int4_gemm: str = setting(

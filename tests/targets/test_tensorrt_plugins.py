@@ -1,4 +1,4 @@
-"""Plugins that a recipe asks for: FlashAttention in encoders and vision transformers, Int4Gemm for int4 weights."""
+"""Plugins that a recipe asks for: FlashAttention in encoders and whole batches, Int4Gemm for int4 weights."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_each_attention_of_an_encoder_is_one_plugin_layer(kernels_path: Path, tm
     assert {node for layer in layers for node in layer.nodes} == attention
 
 
-def test_a_vision_transformers_attention_is_the_plugin(tmp_path: Path) -> None:
+def test_attention_of_whole_batches_without_a_mask_is_the_plugin(tmp_path: Path) -> None:
     text = """g (float[batch, 7, 96] qkv) => (float[batch, 7, 32] y) {
         q, k, v = Split <axis = -1, num_outputs = 3> (qkv)
         y = Attention <q_num_heads = 2, kv_num_heads = 2, scale = 0.3> (q, k, v)

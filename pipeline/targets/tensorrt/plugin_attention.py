@@ -1,6 +1,6 @@
 """Attention without a cache as Slipway's plugin FlashAttention: rows of all sequences, one after the other.
 
-What the standard's Attention computes of whole batches without a mask (vision transformers) is sequences of one length.
+What the standard's Attention computes of whole batches without a mask is sequences of one length.
 """
 
 from __future__ import annotations
