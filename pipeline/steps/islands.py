@@ -33,7 +33,9 @@ def nodes_in_float32(context: BuildContext, before: Path) -> tuple[str, ...]:
 
     found = search(model, "bf16" if context.recipe.quantize.precision == "bf16" else "fp16", feeds)
     overflowing = {constant.name for constant in found.overflows}
-    readers = [node for node in model.graph if any(v is not None and v.name in overflowing for v in node.inputs)]
+    readers = [
+        node for node in model.graph if any(v is not None and v.name in overflowing for v in node.inputs)
+    ]
     kept = tuple(dict.fromkeys((*found.kept, *(node.name or "" for node in readers))))
     context.progress.say(
         f"{len(kept)} of {found.nodes} nodes stay in float32, found with {found.runs} runs"
