@@ -52,7 +52,7 @@ def test_stream_equals_the_engine(idle: Server, engine: Engine) -> None:
     chunks = list(stream(idle.grpc, "demo", text_input=PROMPTS[0], max_tokens=48, **GREEDY))
     expected = offline(engine, PROMPTS[0], max_tokens=48, **GREEDY)
     assert text(chunks) == expected.text
-    assert len(chunks) > 8  # it came in pieces
+    assert len(chunks) > 2  # in pieces; how many is a matter of speed
     assert sum(chunk.num_output_tokens for chunk in chunks) == 48
     assert {chunk.num_input_tokens for chunk in chunks} == {len(expected.prompt_ids)}
     assert [chunk.finish_reason for chunk in chunks] == [""] * (len(chunks) - 1) + ["length"]
