@@ -168,10 +168,19 @@ def integer_weight(graph: ir.Graph, numbers: Sequence[int], name: str) -> ir.Val
     return add_weight(graph, ir.tensor(array, name=key), key)
 
 
-def add_weight(graph: ir.Graph, tensor: ir.TensorProtocol, name: str) -> ir.Value:
-    """A new initializer called `name`. Raises ValueError when there is one of that name."""
+def add_weight(
+    graph: ir.Graph, tensor: ir.TensorProtocol, name: str, origin: ir.Value | None = None
+) -> ir.Value:
+    """A new initializer called `name`, with the notes of `origin`, whose numbers it stands for.
+
+    Raises ValueError when there is one of that name.
+    """
     value = ir.Value(
-        name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()), const_value=tensor
+        name=name,
+        type=ir.TensorType(tensor.dtype),
+        shape=ir.Shape(tensor.shape.numpy()),
+        const_value=tensor,
+        metadata_props={} if origin is None else dict(origin.metadata_props),
     )
     graph.register_initializer(value)
     return value

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 import torch
 
+from pipeline.fuse.matching import add_weight
 from plugins.tensorrt import names
 from plugins.weight_layout import SYMMETRIC_ZERO, unpack_codes, unpack_groups
 
@@ -75,9 +76,4 @@ def _value(name: str, dtype: ir.DataType | None, shape: Any) -> ir.Value:
 
 
 def _constant(graph: ir.Graph, name: str, array: npt.NDArray[Any]) -> ir.Value:
-    tensor = ir.tensor(np.ascontiguousarray(array), name=name)
-    value = ir.Value(
-        name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor
-    )
-    graph.register_initializer(value)
-    return value
+    return add_weight(graph, ir.tensor(np.asarray(array, order="C"), name=name), name)

@@ -18,6 +18,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
+from pipeline.fuse.matching import add_weight
+
 _MIDDLE = 128
 _LARGEST_BIAS = 2**30
 """Of a bias in units of sums: what QLinearConv adds is int32, and so is the sum."""
@@ -118,16 +120,7 @@ class _Lowering:
 
     def _constant(self, what: str, array: npt.NDArray[Any], origin: ir.Value | None = None) -> ir.Value:
         name = f"{self._name}.{what}"
-        tensor = ir.tensor(np.ascontiguousarray(array), name=name)
-        value = ir.Value(
-            name=name,
-            type=ir.TensorType(tensor.dtype),
-            shape=ir.Shape(array.shape),
-            const_value=tensor,
-            metadata_props={} if origin is None else dict(origin.metadata_props),
-        )
-        self._graph.register_initializer(value)
-        return value
+        return add_weight(self._graph, ir.tensor(np.asarray(array, order="C"), name=name), name, origin)
 
     def _add(
         self,

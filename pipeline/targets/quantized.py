@@ -13,6 +13,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
+from pipeline.fuse.matching import add_weight
 from plugins.column_blocks import MOST_BYTES_IN_BLOCK, pack_blocks, pack_bytes
 from plugins.schemas import DOMAIN, FAKE_QUANTIZE_TOKENS, QUANTIZED_GATHER, QUANTIZED_MATMUL
 
@@ -154,17 +155,7 @@ class _Lowering:
         self.model.opset_imports.setdefault(domain, 1)
 
     def _constant(self, name: str, array: npt.NDArray[Any], origin: ir.Value | None) -> ir.Value:
-        tensor = ir.tensor(np.asarray(array, order="C"), name=name)
-        notes = {} if origin is None else dict(origin.metadata_props)
-        value = ir.Value(
-            name=name,
-            type=ir.TensorType(tensor.dtype),
-            shape=ir.Shape(array.shape),
-            const_value=tensor,
-            metadata_props=notes,
-        )
-        self.graph.register_initializer(value)
-        return value
+        return add_weight(self.graph, ir.tensor(np.asarray(array, order="C"), name=name), name, origin)
 
 
 def _weight(value: ir.Value | None, transposed: bool) -> _Weight | None:

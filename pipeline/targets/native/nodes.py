@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from pipeline.fuse.matching import add_weight
+
 
 class Nodes:
     """Puts standard nodes before `place`, named after it, with its metadata: they come from the same module."""
@@ -70,12 +72,7 @@ class Nodes:
         known = self._graph.initializers.get(name)
         if known is not None:
             return known
-        tensor = ir.tensor(array, name=name)
-        value = ir.Value(
-            name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor
-        )
-        self._graph.register_initializer(value)
-        return value
+        return add_weight(self._graph, ir.tensor(array, name=name), name)
 
     def integers(self, *numbers: int) -> ir.Value:
         """A constant int64 vector; equal ones are shared."""

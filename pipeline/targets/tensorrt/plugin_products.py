@@ -14,7 +14,7 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes import common as passes
 
-from pipeline.fuse.matching import dims
+from pipeline.fuse.matching import add_weight, dims
 from plugins.tensorrt import names
 from plugins.weight_layout import GROUPS, SYMMETRIC_ZERO, PackedWeight, pack
 
@@ -137,13 +137,4 @@ def _as_numpy(tensor: torch.Tensor, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
 
 
 def _constant(graph: ir.Graph, name: str, array: npt.NDArray[Any], origin: ir.Value | None) -> ir.Value:
-    tensor = ir.tensor(np.ascontiguousarray(array), name=name)
-    value = ir.Value(
-        name=name,
-        type=ir.TensorType(tensor.dtype),
-        shape=ir.Shape(array.shape),
-        const_value=tensor,
-        metadata_props={} if origin is None else dict(origin.metadata_props),
-    )
-    graph.register_initializer(value)
-    return value
+    return add_weight(graph, ir.tensor(np.asarray(array, order="C"), name=name), name, origin)
