@@ -97,8 +97,19 @@ def test_its_inputs_and_outputs_are_the_contracts(compiled: Compiled) -> None:
 
 
 def test_each_attention_is_one_kernel_and_each_norm_whole(compiled: Compiled) -> None:
-    operators = {node.name or "": node.op_type for node in compiled.model.graph}
-    made = report(compiled.layers, operators, ("Attention", "RMSNormalization", "TensorScatter"), PROFILES)
+    check_kernels(compiled.model, compiled.layers)
+
+
+def test_so_it_is_in_an_engine_for_any_gpu(compiled: Compiled, tmp_path: Path) -> None:
+    graph = compiled.engine.with_name("linear.onnx")
+    built = build_engine(RTX, graph, tmp_path / "model.rtx", compiled.profiles, BuildOptions())
+    check_kernels(compiled.model, parse_layers(built.layers))
+
+
+def check_kernels(model: ir.Model, layers: EngineLayers) -> None:
+    """What the builder made of the graph is within the limits."""
+    operators = {node.name or "": node.op_type for node in model.graph}
+    made = report(layers, operators, ("Attention", "RMSNormalization", "TensorScatter"), PROFILES)
     fates = {(fate.operator, fate.profile): fate for fate in made.fates}
     for name in PROFILES:
         attention = fates["Attention", name]

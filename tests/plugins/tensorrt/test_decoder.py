@@ -96,9 +96,9 @@ def profiles(graph: ir.Model) -> list[Profile]:
     ]
 
 
-def built(graph: ir.Model, folder: Path, **plugins: str) -> Built:
+def built(graph: ir.Model, folder: Path, chips: tuple[str, ...] = CHIPS, **plugins: str) -> Built:
     path = save_graph(graph, folder / "graph.onnx").graph
-    options = BuildOptions(compute_capabilities=CHIPS, **plugins)
+    options = BuildOptions(compute_capabilities=chips, **plugins)
     return build_engine(RTX, path, folder / "model.rtx", profiles(graph), options)
 
 
@@ -143,6 +143,14 @@ def plain(exported: ExportedGraph, kernels_path: Path, tmp_path_factory: pytest.
 def test_each_attention_is_one_plugin_layer(exported: ExportedGraph, plain: Built) -> None:
     """TensorRT-RTX's own parser and builder, for compute capability 8.9 and 12.0, with the Python plugins."""
     check_engine(lowered(exported, KINDS["fp16"]), parse_layers(plain.layers), KINDS["fp16"])
+
+
+def test_so_it_is_in_an_engine_for_any_gpu(
+    exported: ExportedGraph, kernels_path: Path, tmp_path: Path
+) -> None:
+    graph = lowered(exported, KINDS["fp16"])
+    made = built(graph, tmp_path, chips=(), kernels=str(kernels_path))
+    check_engine(graph, parse_layers(made.layers), KINDS["fp16"])
 
 
 @pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.pools is not None])
