@@ -337,7 +337,7 @@ def test_the_example_in_the_docs_runs(serving: Server, tmp_path: Path) -> None:
 
 def test_what_a_user_is_told_runs(serving: Server, repository: Path, tmp_path: Path) -> None:
     models = served_models(repository)
-    assert models == dict.fromkeys(MODELS, "images")
+    assert models == dict.fromkeys((*MODELS, "resnet_int8"), "images")
     told = how_to_call(serving, models, repository)
     (tmp_path / "picture.jpg").write_bytes(SHOWN["a wide JPEG"])
     curl, snippet = told.split("vit, with curl:")[1].split("vit, with tritonclient:")
