@@ -77,7 +77,7 @@ while not finished:
         raise error
     print(result.as_numpy("text_output")[0].decode(), end="", flush=True)
     finished = bool(result.as_numpy("finish_reason")[0])
-client.stop_stream()
+client.stop_stream(cancel_requests=True)  # the last response is here: nothing to wait for
 """
 
 ENCODER = """
