@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,9 @@ from .workspace import RECIPE, STAGING, Workspace, lowered
 
 if TYPE_CHECKING:
     from model_repo.runtime.contract import EngineSpec
+    from model_repo.runtime.cuda_device import CudaDevice
     from model_repo.runtime.device import Device
+    from model_repo.runtime.tensorrt_engine import TensorRtEngine
 
 BUILT = ("tensorrt", "tensorrt-rtx")
 
@@ -85,21 +87,24 @@ def _feeds(context: BuildContext, spec: EngineSpec, graph: Path) -> Callable[[],
     return lambda: [dict(step) for step in steps]
 
 
-def _opener(context: BuildContext, device: Device, scratch: Path) -> Opener:
+def _opener(context: BuildContext, device: CudaDevice, scratch: Path) -> Opener:
     """Builds an engine as the build does, and loads it."""
     from model_repo.runtime.built_engine import BuiltEngine
-    from model_repo.runtime.cuda_device import CudaDevice
     from model_repo.runtime.tensorrt_engine import TensorRtEngine
     from pipeline.targets import get_target
 
     target = context.recipe.target
     spec = engine_spec(context, context.facts_after("lower"))
-    assert isinstance(device, CudaDevice)
 
-    def open_engine(graph: Path) -> TensorRtEngine:
+    @contextmanager
+    def open_engine(graph: Path) -> Iterator[TensorRtEngine]:
         engine = scratch / "exposed.engine"
         record = get_target(target.name).compile(graph, engine, target, spec)
         plugins = (Path(target.plugin_library),) if target.plugin_library else ()
-        return TensorRtEngine(device, BuiltEngine.of_record(engine, json.loads(json.dumps(record)), plugins))
+        loaded = TensorRtEngine(device, BuiltEngine.of_record(engine, record, plugins))
+        try:
+            yield loaded
+        finally:
+            loaded.close()
 
     return open_engine

@@ -7,6 +7,7 @@ what only a fusion gets wrong may vanish: with few of them a build (`per_build`)
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,8 @@ from pipeline.graph import load_graph, save_graph
 from .stepwise import Feeds, Stepwise, Tensor
 from .walk import NodeNote
 
-Opener = Callable[[Path], DeviceEngine]
-"""Builds the engine of a lowered graph in a file, and loads it."""
+Opener = Callable[[Path], AbstractContextManager[DeviceEngine]]
+"""Builds the engine of a lowered graph in a file, and holds it on the device as long as the context lasts."""
 
 Pools = dict[str, tuple[Array, int]]
 """Pools and caches on the device by name: the array that they were filled from, and the address."""
@@ -86,7 +87,8 @@ class EngineReference:
         scratch = self._path.with_name(f"{self._path.stem}.exposed.onnx")
         try:
             expose(self._path, names, scratch)
-            return self._run(self._open(scratch), names)
+            with self._open(scratch) as engine:
+                return self._run(engine, names)
         finally:
             scratch.unlink(missing_ok=True)
 

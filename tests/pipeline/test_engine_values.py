@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ import pytest
 import torch
 
 from model_repo.runtime.contract import KVSpec
+from model_repo.runtime.device_engine import DeviceEngine
 from model_repo.runtime.errors import BadInput
 from model_repo.runtime.host_device import HostDevice
 from pipeline.export.decoder import export_decoder
 from pipeline.fuse import fuse
 from pipeline.graph import load_graph, save_graph
-from pipeline.parity.engine_values import EngineReference, exposable, run_engine
+from pipeline.parity.engine_values import EngineReference, Opener, exposable, run_engine
 from pipeline.parity.feeds import Feeds, graph_feeds
 from pipeline.parity.linear import linear_feeds
 from pipeline.parity.sessions import computable_graph, graph_session
@@ -56,8 +58,8 @@ def feeds() -> list[Feeds]:
     return graph_feeds("decoder", KV, prompts)
 
 
-def opener(device: HostDevice) -> Callable[[Path], WalkingEngine]:
-    return lambda path: WalkingEngine(read(path), torch.device("cpu"), queue=device.queue)
+def opener(device: HostDevice) -> Opener:
+    return lambda path: nullcontext(WalkingEngine(read(path), torch.device("cpu"), queue=device.queue))
 
 
 def walked(lowered: Path, per_build: int | None = None) -> Walk:
@@ -96,6 +98,24 @@ def test_a_node_that_the_engine_computes_wrong_is_named(
     assert wrong.name in [node.name for node in found.departures[0].nodes]  # casts around it have names too
 
 
+def test_one_engine_is_on_the_device_at_a_time(lowered: Path) -> None:
+    device = HostDevice()
+    most = held = builds = 0
+
+    @contextmanager
+    def counted(path: Path) -> Iterator[DeviceEngine]:
+        nonlocal most, held, builds
+        held, builds = held + 1, builds + 1
+        most = max(most, held)
+        with opener(device)(path) as engine:
+            yield engine
+        held -= 1
+
+    walk(EngineReference(lowered, device, counted, feeds, 20), computable_graph(lowered), feeds, LIMIT)
+    assert (most, held) == (1, 0)
+    assert builds == -(-len(exposable(load_graph(lowered))) // 20) > 1
+
+
 def test_a_wrong_node_of_an_engine_with_linear_caches_is_named(tmp_path: Path) -> None:
     model = tiny_llama(num_hidden_layers=LAYERS, num_key_value_heads=KV_HEADS, head_dim=HEAD_DIM)
     norms = [node for node in linear(model, tmp_path).graph if node.op_type == "RMSNormalization"]
@@ -111,7 +131,8 @@ def test_a_wrong_node_of_an_engine_with_linear_caches_is_named(tmp_path: Path) -
         name: ((1, *a.shape[1:]), (9, *a.shape[1:])) for name, a in runs[0].items() if "cache" in name
     }
 
-    def open_wrong(exposed: Path) -> HostEngine:
+    @contextmanager
+    def open_wrong(exposed: Path) -> Iterator[HostEngine]:
         planted = load_graph(exposed)
         (node,) = [node for node in planted.graph if node.name == wrong.name]
         weight = node.inputs[1]
@@ -121,7 +142,7 @@ def test_a_wrong_node_of_an_engine_with_linear_caches_is_named(tmp_path: Path) -
         planted.graph.register_initializer(other)
         node.replace_input_with(1, other)
         save_graph(planted, copy)
-        return HostEngine(device, copy, ranges)
+        yield HostEngine(device, copy, ranges)
 
     reference = EngineReference(path, device, open_wrong, lambda: runs)
     found = walk(reference, computable_graph(path), lambda: runs)
@@ -153,5 +174,8 @@ def test_an_input_that_nothing_is_given_for_is_named(lowered: Path) -> None:
     device = HostDevice()
     given = feeds()[0]
     del given["slot_mapping"]
-    with pytest.raises(BadInput, match="the engine takes slot_mapping, which nothing is given for"):
-        run_engine(opener(device)(lowered), device, given, {}, {})
+    with (
+        opener(device)(lowered) as engine,
+        pytest.raises(BadInput, match="the engine takes slot_mapping, which nothing is given for"),
+    ):
+        run_engine(engine, device, given, {}, {})
