@@ -14,9 +14,14 @@ def put_in_place(
     domain: str,
     inputs: Sequence[ir.Value | None],
     attributes: Mapping[str, int],
+    last: ir.Node | None = None,
 ) -> None:
-    """`domain::operator` instead of `node`, in place: its output keeps its name, the node its name and notes."""
-    old = node.outputs[0]
+    """`domain::operator` instead of `node`, in place: the output keeps its name, the node its name and notes.
+
+    last: the one reader of `node`'s output, where the operator computes it too and its output takes that place.
+    """
+    end = last or node
+    old = end.outputs[0]
     new = ir.Value(name=f"{old.name}_lowered", type=old.type, shape=old.shape)
     made = ir.node(
         operator,
@@ -27,9 +32,9 @@ def put_in_place(
         name=node.name,
         metadata_props=dict(node.metadata_props),
     )
-    model.graph.insert_before(node, made)
+    model.graph.insert_before(end, made)
     name = old.name
     old.replace_all_uses_with(new, replace_graph_outputs=True)
-    model.graph.remove(node, safe=True)
+    model.graph.remove([end] if end is node else [node, end], safe=True)
     new.name = name
     model.opset_imports.setdefault(domain, 1)

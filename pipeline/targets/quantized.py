@@ -17,6 +17,8 @@ from pipeline.fuse.matching import add_weight
 from plugins.column_blocks import MOST_BYTES_IN_BLOCK, pack_blocks, pack_bytes
 from plugins.schemas import DOMAIN, FAKE_QUANTIZE_TOKENS, QUANTIZED_GATHER, QUANTIZED_MATMUL
 
+from .operator_nodes import put_in_place
+
 
 class _Weight(NamedTuple):
     """A dequantized constant as [out, in] codes; scales [out] or [out, blocks]."""
@@ -76,7 +78,6 @@ class _Lowering:
             return
         activation = _activation(node.inputs[0])
         bias, last = self._bias(node, len(weight.codes))
-        out = last.outputs[0]
         wide = weight.bits == 8 and weight.block is not None  # rows of 16 bits, which no node rounds
         if activation.rounded == wide and (wide or weight.block is None):
             return
@@ -89,7 +90,7 @@ class _Lowering:
             "columns": len(weight.codes),
             "input_blocks": int(weight.bits == 4 and not activation.rounded),
         }
-        self._replace(node, last, QUANTIZED_MATMUL.name, DOMAIN, inputs, attributes, out)
+        put_in_place(self.model, node, QUANTIZED_MATMUL.name, DOMAIN, inputs, attributes, last)
 
     def table(self, node: ir.Node) -> None:
         """Rows of a quantized matrix."""
@@ -99,7 +100,7 @@ class _Lowering:
         attributes = {"bits": weight.bits, "columns": len(weight.codes), "size": weight.codes.shape[1]}
         codes, scales = self._pack(weight)
         inputs = [codes, scales, node.inputs[1]]
-        self._replace(node, node, QUANTIZED_GATHER.name, DOMAIN, inputs, attributes, node.outputs[0])
+        put_in_place(self.model, node, QUANTIZED_GATHER.name, DOMAIN, inputs, attributes)
 
     def _pack(self, weight: _Weight) -> tuple[ir.Value, ir.Value]:
         if weight.origin not in self.packed:
@@ -125,34 +126,6 @@ class _Lowering:
         if other is None or other.const_value is None or tuple(other.const_value.shape.numpy()) != (columns,):
             return None, node
         return other, reader
-
-    def _replace(
-        self,
-        node: ir.Node,
-        last: ir.Node,
-        op_type: str,
-        domain: str,
-        inputs: list[Any],
-        attributes: dict[str, int],
-        old: ir.Value,
-    ) -> None:
-        """A node instead of `node` up to `last`, whose output is `old`."""
-        name = old.name
-        new = ir.Value(name=f"{name}_quantized", type=old.type, shape=old.shape)
-        made = ir.node(
-            op_type,
-            inputs,
-            attributes,
-            domain=domain,
-            outputs=[new],
-            name=node.name,
-            metadata_props=dict(node.metadata_props),
-        )
-        self.graph.insert_before(last, made)
-        old.replace_all_uses_with(new, replace_graph_outputs=True)
-        self.graph.remove([last] if last is node else [node, last], safe=True)
-        new.name = name
-        self.model.opset_imports.setdefault(domain, 1)
 
     def _constant(self, name: str, array: npt.NDArray[Any], origin: ir.Value | None) -> ir.Value:
         return add_weight(self.graph, ir.tensor(np.asarray(array, order="C"), name=name), name, origin)
